@@ -1,0 +1,224 @@
+"""The sections an operator sets in `ray_config.yaml`: where things are, how wide they run, what is read and served."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from zscmr_ray.config.base import Section, nested, setting
+from zscmr_ray.errors import ConfigError
+
+
+class RaySection(Section):
+    """Which Ray cluster to use."""
+
+    address: str | None = setting(
+        None, "place", "Ray address (`auto`, `host:port`, `ray://...`); none starts Ray on this machine"
+    )
+    num_cpus: int | None = setting(
+        None, "speed", "logical CPUs of a Ray started here; none = all cores", ge=1
+    )
+    namespace: str = setting("zscmr", "place", "Ray namespace of the serving application and its actors")
+    dashboard_port: int | None = setting(
+        None, "place", "dashboard port (loopback) of a Ray started here; none = no dashboard", ge=1, le=65535
+    )
+    object_store_bytes: int | None = setting(
+        None,
+        "speed",
+        "object store size of a Ray started here, in bytes; none = Ray's own choice",
+        ge=80_000_000,
+    )
+    temp_dir: str | None = setting(
+        None, "place", "folder for the sessions of a Ray started here; none = Ray's own"
+    )
+
+
+class ColumnsSection(Section):
+    """Which column or JSON field holds what; none = found by its usual names."""
+
+    id: str | None = setting(None, "output", "column of the item id; none = `<shard key>#<key>`")
+    image: str | None = setting(
+        None, "output", "column of the image bytes, or of its path relative to the manifest"
+    )
+    caption: str | None = setting(None, "output", "column of the caption, or of a list of captions")
+    label: str | None = setting(
+        None, "output", "column of the class, or of a list of classes; `-` = read no labels"
+    )
+    partition: str | None = setting(None, "output", "column of train/val/test; none = by the id's hash")
+
+
+class DataSection(Section):
+    """What is read and where results go."""
+
+    input_uri: str = setting("", "place", "folder, file or glob of image-text shards (local or s3://)")
+    run_uri: str = setting(
+        "runs/default", "place", "folder of this run's stages: pairs/ checkpoint/ report/ ..."
+    )
+    format: Literal["auto", "webdataset", "parquet", "jsonl", "csv", "folder", "class_folder"] = setting(
+        "auto", "output", "shard format; auto = by file extension"
+    )
+    columns: ColumnsSection = nested(ColumnsSection, "column mapping")
+    label_separator: str | None = setting(
+        None, "output", "splits one label string into several classes; none = never"
+    )
+    max_items_per_class: int | None = setting(
+        None, "output", "keep at most this many items of a class, those with the smallest sha256(id)", ge=1
+    )
+    mask_class_words: bool = setting(
+        False, "output", "remove the words of an item's own classes from its captions"
+    )
+    max_pixels: int = setting(
+        64_000_000, "output", "larger images are rejected before decoding, in pixels", ge=1
+    )
+    max_caption_chars: int = setting(4096, "output", "longer captions are cut here, in characters", ge=1)
+    max_captions: int = setting(32, "output", "captions kept per item, the first ones", ge=1)
+
+
+class SplitSection(Section):
+    """Which classes are seen in training (part of train's hash, not of preprocess's)."""
+
+    kind: Literal["even_odd", "ratio", "random", "explicit", "none"] = setting(
+        "even_odd",
+        "output",
+        "class split: class c (0-based) unseen iff even; every n-th; random by seed; by name; none",
+    )
+    unseen_fraction: float = setting(0.5, "output", "share of the classes that is unseen", gt=0, lt=1)
+    seed: int = setting(
+        0, "output", "seed of a random split and of the choice of pseudo-unseen classes", ge=0
+    )
+    pseudo_unseen_fraction: float = setting(
+        0.2, "output", "share of the seen classes held out for early stopping and selection", ge=0, lt=1
+    )
+    min_items_per_class: int = setting(
+        10, "output", "smaller classes are dropped (counted in the split file)", ge=1
+    )
+    unseen_classes: tuple[str, ...] = setting((), "output", "the unseen classes of an explicit split")
+    class_order: tuple[str, ...] = setting(
+        (), "output", "class order for even_odd and ratio; empty = sorted names"
+    )
+
+
+class PlaneSection(Section):
+    """What preprocess and embed share: chunks, encoder actors and their share of the machine."""
+
+    chunk_rows: int = setting(128, "output", "rows encoded together; cut inside a shard", ge=1, le=256)
+    encoder_threads: int = setting(
+        1, "output", "torch threads of one encoder actor (results depend on it)", ge=1
+    )
+    num_encoders: int | None = setting(
+        None, "speed", "encoder actors; none = fitted to the cluster's CPUs or GPUs", ge=1
+    )
+    encoder_gpus: float = setting(0.0, "speed", "GPUs of one encoder actor; 0 = on CPU", ge=0)
+    decode_cpus: float = setting(0.5, "speed", "logical CPUs of one decode task", gt=0)
+    max_shard_failures: int = setting(
+        3, "speed", "attempts at a shard that crashes its worker before it is failed", ge=1
+    )
+
+
+class PreprocessSection(PlaneSection):
+    """How raw shards become pairs with cached features."""
+
+    image_backbone: str = setting(
+        "efficientnet-lite0", "output", "efficientnet-lite0, tiny, or hf:<id or folder>"
+    )
+    text_backbone: str = setting("minilm", "output", "minilm, tiny, or hf:<id or folder>")
+    teacher: Literal["image_backbone", "none"] = setting(
+        "image_backbone", "output", "whose class logits are FGLA's prior; none = no label distribution"
+    )
+    region_grid: int = setting(
+        7, "output", "side of the cached feature map: 7 (125 KB an item at 1280-d) or 4 (41 KB)", ge=1
+    )
+    max_tokens: int = setting(64, "output", "text tokens kept per caption", ge=2, le=512)
+    thumbnail_px: int = setting(256, "output", "longest side of the kept thumbnail, in pixels", ge=16, le=512)
+    keep_images: bool = setting(False, "output", "also keep the original image bytes")
+
+
+class TrainSection(Section):
+    """How training runs."""
+
+    num_workers: int = setting(
+        1, "speed", "Ray Train workers (ranks); results agree within 1e-4 in fp32", ge=1
+    )
+    threads_per_worker: int = setting(
+        2, "output", "torch threads of one worker (the last bits depend on it)", ge=1
+    )
+    use_gpu: bool = setting(False, "speed", "one GPU and NCCL per worker, else CPU and gloo")
+    global_batch_size: int = setting(64, "output", "rows of a step over all workers: the contrast set", ge=2)
+    zero_stage: Literal[0, 1, 2, 3] = setting(0, "speed", "DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = setting("fp32", "output", "arithmetic of the step")
+    seed: int = setting(0, "output", "seed of initialisation, order and noise", ge=0)
+    refit: bool = setting(
+        False, "output", "after selection, train anew on all seen classes for the selected steps"
+    )
+    checkpoint_every_steps: int = setting(50, "speed", "steps between resumable checkpoints", ge=1)
+    log_every_steps: int = setting(10, "speed", "steps between two lines of metrics", ge=1)
+    max_failures: int = setting(3, "speed", "worker-group restarts before training gives up", ge=0)
+    keep_checkpoints: int = setting(2, "speed", "newest resumable checkpoints kept", ge=1)
+
+
+class EvaluateSection(Section):
+    """What is reported."""
+
+    label_weight: float | None = setting(
+        None,
+        "output",
+        "weight l of label distributions in the fused score; none = the one training selected",
+        ge=0,
+        le=1,
+    )
+    bootstrap_resamples: int = setting(1000, "output", "class-then-query resamples of each interval", ge=100)
+    seed: int = setting(0, "output", "seed of the resampling", ge=0)
+    num_gallery_queries: int = setting(
+        12, "output", "example queries with pictures per direction in the report", ge=0
+    )
+    batch_rows: int = setting(256, "output", "rows encoded together", ge=1)
+
+
+class EmbedSection(PlaneSection):
+    """What is written per item."""
+
+    thumbnails: bool = setting(True, "output", "keep the thumbnail beside the image vector")
+    region_weights: bool = setting(True, "output", "keep the weight of every image region (heat maps)")
+
+
+class IndexSection(Section):
+    """How vectors are searched."""
+
+    kind: Literal["flat"] = setting("flat", "output", "flat = exact inner product")
+
+
+class ServeSection(Section):
+    """The HTTP service."""
+
+    host: str = setting("127.0.0.1", "place", "bind address; anything but loopback needs an API key")
+    port: int = setting(8000, "place", "HTTP port", ge=1, le=65535)
+    api_key_env: str = setting(
+        "ZSCMR_API_KEY", "place", "environment variable holding the API key(s), comma-separated"
+    )
+    num_replicas: int = setting(1, "speed", "replicas of the fused application", ge=1)
+    encoder_threads: int = setting(1, "speed", "torch threads of one replica", ge=1)
+    max_batch_size: int = setting(32, "speed", "queries encoded together", ge=1)
+    max_queued_requests: int = setting(128, "speed", "requests waiting per replica before 503", ge=1)
+    default_deadline_ms: int = setting(
+        5000, "output", "time a request may take when it names none, in ms", ge=1
+    )
+    max_body_bytes: int = setting(12_000_000, "output", "largest request body, in bytes", ge=1024)
+    max_pixels: int = setting(64_000_000, "output", "larger query images are refused before decoding", ge=1)
+    max_k: int = setting(100, "output", "largest number of results", ge=1)
+
+    @model_validator(mode="after")
+    def _loopback_or_named_key(self) -> ServeSection:
+        if not self.is_loopback and not self.api_key_env:
+            raise ConfigError(
+                "serve.host is not loopback and no API key is named",
+                got=f"serve.host={self.host}, serve.api_key_env=''",
+                expected="a loopback address, or the name of an environment variable with the key",
+                remedy="--set serve.host=127.0.0.1 or --set serve.api_key_env=ZSCMR_API_KEY",
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
