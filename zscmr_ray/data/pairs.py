@@ -1,0 +1,284 @@
+"""Cached feature rows in memory: regions, tokens, captions, labels and priors of a set of items, by column.
+
+What it is: `pairs/part-*.parquet` tables (schema.pairs_schema) turned into arrays without a Python loop over the
+features, and batches of them as padded tensors. What it is not: a reader of files (callers open tables through
+`Store`), an order (data/order.py) or a split (data/splits.py).
+
+Legend: N items, M captions (all items' captions, in order), T tokens (all captions' tokens, in order), B batch,
+R image regions, L text tokens, D channels, C teacher classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from zscmr_ray.data.order import row_key
+from zscmr_ray.errors import DataError
+
+COLUMNS = ("id", "regions", "captions", "tokens", "labels", "partition", "prior_logits", "sha256")
+"""The columns training and evaluation read; galleries add `thumbnail`."""
+
+Keep = Callable[[pa.Table], npt.NDArray[np.bool_]]
+Rows = npt.NDArray[np.int64]
+Half = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Some items, each with one caption, as tensors on the CPU.
+
+    `row_keys_B` are the stable keys that noise is drawn by; `image_keys` and `caption_keys` tell identical contents.
+    """
+
+    regions_BRD: Tensor
+    tokens_BLD: Tensor
+    lengths_B: Tensor
+    prior_logits_BC: Tensor | None
+    row_keys_B: Tensor
+    ids: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...]
+    image_keys: tuple[str, ...]
+    caption_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PairFeatures:
+    """Items by column. Feature arrays are read-only views where the tables allow it.
+
+    `token_values_TD` holds every caption's tokens; `token_starts_M1` where each caption's begin (M + 1 values) and
+    `caption_starts_N1` where each item's captions begin (N + 1 values).
+    """
+
+    ids: list[str]
+    regions_NRD: Half
+    token_values_TD: Half
+    token_starts_M1: Rows
+    caption_starts_N1: Rows
+    captions: list[list[str]]
+    labels: list[tuple[str, ...]]
+    partition: npt.NDArray[np.str_]
+    prior_logits_NC: Half | None
+    image_hash: list[str]
+    thumbnails: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all items, M."""
+        return len(self.token_starts_M1) - 1
+
+    @property
+    def caption_item_M(self) -> Rows:
+        """The item row of every caption, in order."""
+        return np.repeat(np.arange(len(self)), np.diff(self.caption_starts_N1))
+
+    def tokens(self, row: int, caption: int) -> Half:
+        """Return one caption's token features [length, D]; `caption` counts within the item."""
+        place = self.caption_starts_N1[row] + caption
+        assert place < self.caption_starts_N1[row + 1], "caption out of range"
+        return self.token_values_TD[self.token_starts_M1[place] : self.token_starts_M1[place + 1]]
+
+    def select(self, rows: npt.ArrayLike) -> PairFeatures:
+        """Return some items, in the order given; features are copied."""
+        chosen = np.asarray(rows, np.int64)
+        counts = np.diff(self.caption_starts_N1)[chosen]
+        captions_M = _ranges(self.caption_starts_N1[chosen], counts)
+        lengths = np.diff(self.token_starts_M1)[captions_M]
+        return PairFeatures(
+            ids=[self.ids[row] for row in chosen],
+            regions_NRD=self.regions_NRD[chosen],
+            token_values_TD=self.token_values_TD[_ranges(self.token_starts_M1[captions_M], lengths)],
+            token_starts_M1=_starts(lengths),
+            caption_starts_N1=_starts(counts),
+            captions=[self.captions[row] for row in chosen],
+            labels=[self.labels[row] for row in chosen],
+            partition=self.partition[chosen],
+            prior_logits_NC=None if self.prior_logits_NC is None else self.prior_logits_NC[chosen],
+            image_hash=[self.image_hash[row] for row in chosen],
+            thumbnails=[self.thumbnails[row] for row in chosen] if self.thumbnails else [],
+        )
+
+    def batch(self, rows: npt.ArrayLike, caption_index: npt.ArrayLike | None = None) -> PairBatch:
+        """Return items as float32 tensors, text padded with zeros to the batch's longest caption.
+
+        `caption_index` [B] says which of its captions each item shows; None = the first.
+        """
+        chosen = np.asarray(rows, np.int64)
+        which = np.zeros(len(chosen), np.int64) if caption_index is None else np.asarray(caption_index)
+        tokens_BLD, lengths_B = self.padded_tokens(self.caption_starts_N1[chosen] + which)
+        prior = self.prior_logits_NC
+        return PairBatch(
+            regions_BRD=torch.from_numpy(self.regions_NRD[chosen]).float(),
+            tokens_BLD=tokens_BLD,
+            lengths_B=lengths_B,
+            prior_logits_BC=None if prior is None else torch.from_numpy(prior[chosen]).float(),
+            row_keys_B=torch.tensor([row_key(self.ids[row]) for row in chosen], dtype=torch.int64),
+            ids=tuple(self.ids[row] for row in chosen),
+            labels=tuple(self.labels[row] for row in chosen),
+            image_keys=tuple(self.image_hash[row] for row in chosen),
+            caption_keys=tuple(
+                self.captions[row][caption] for row, caption in zip(chosen, which, strict=True)
+            ),
+        )
+
+    def padded_tokens(self, captions_B: npt.ArrayLike) -> tuple[Tensor, Tensor]:
+        """Return tokens_BLD float32 and lengths_B int64 of some captions, numbered over all items (0..M-1)."""
+        places = np.asarray(captions_B, np.int64)
+        starts_B = self.token_starts_M1[places]
+        lengths_B = self.token_starts_M1[places + 1] - starts_B
+        longest = int(lengths_B.max(initial=0))
+        tokens_BLD = torch.zeros(len(places), longest, self.token_values_TD.shape[1])
+        for row, (start, length) in enumerate(zip(starts_B, lengths_B, strict=True)):
+            values_LD = np.array(self.token_values_TD[start : start + length])
+            tokens_BLD[row, :length] = torch.from_numpy(values_LD)
+        return tokens_BLD, torch.from_numpy(lengths_B)
+
+
+def load_pair_features(
+    tables: Iterable[pa.Table], *, num_regions: int, token_channels: int, keep: Keep | None = None
+) -> PairFeatures:
+    """Turn pairs tables into feature columns, in the tables' order.
+
+    `num_regions` (R) and `token_channels` (D of the text side) come from the pairs' manifest; the image channels
+    follow from the width of `regions`. `keep` returns a boolean per row of a table and runs before features are
+    touched. A `thumbnail` column is kept where the tables have one. Raises DataError for rows without features.
+    """
+    parts = [_part(table, num_regions, token_channels, keep) for table in tables]
+    parts = [part for part in parts if len(part)] or parts[:1]
+    if not parts:
+        raise DataError(
+            "there are no pairs to load", got="no parts", remedy="rerun `zscmr preprocess --overwrite`"
+        )
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _part(table: pa.Table, num_regions: int, token_channels: int, keep: Keep | None) -> PairFeatures:
+    if keep is not None:
+        mask = keep(table)
+        if not mask.all():
+            table = table.take(pa.array(np.flatnonzero(mask)))
+    token_lists = _column(table, "tokens", "text features")
+    token_bytes = token_lists.flatten()
+    byte_starts = _offsets(token_bytes)
+    token_width = 2 * token_channels
+    if (byte_starts % token_width).any():
+        raise DataError(
+            "cached text features of another width",
+            got=f"a caption of {int(np.diff(byte_starts)[0])} bytes",
+            expected=f"a multiple of {token_channels} channels x 2 bytes",
+            remedy="rerun `zscmr preprocess --overwrite`",
+        )
+    values = np.frombuffer(_buffer(token_bytes), np.uint8)[byte_starts[0] : byte_starts[-1]]
+    hashes = table.column("sha256").to_pylist()
+    return PairFeatures(
+        ids=table.column("id").to_pylist(),
+        regions_NRD=_regions(table, num_regions),
+        token_values_TD=values.view("<f2").reshape(-1, token_channels),
+        token_starts_M1=(byte_starts - byte_starts[0]) // token_width,
+        caption_starts_N1=_offsets(token_lists) - int(_offsets(token_lists)[0]),
+        captions=table.column("captions").to_pylist(),
+        labels=[tuple(names) for names in table.column("labels").to_pylist()],
+        partition=np.array(table.column("partition").to_pylist(), dtype="U5"),
+        prior_logits_NC=_priors(table),
+        image_hash=[
+            value or name for value, name in zip(hashes, table.column("id").to_pylist(), strict=True)
+        ],
+        thumbnails=table.column("thumbnail").to_pylist() if "thumbnail" in table.column_names else [],
+    )
+
+
+def _regions(table: pa.Table, num_regions: int) -> Half:
+    column = _column(table, "regions", "image features")
+    width = column.type.byte_width
+    if width % (2 * num_regions):
+        raise DataError(
+            "cached image features of another shape",
+            got=f"{width} bytes an item",
+            expected=f"a multiple of {num_regions} regions x 2 bytes",
+            remedy="rerun `zscmr preprocess --overwrite`",
+        )
+    start = column.offset * width
+    values = np.frombuffer(_buffer(column), np.uint8)[start : start + len(column) * width]
+    return values.view("<f2").reshape(len(column), num_regions, width // (2 * num_regions))
+
+
+def _priors(table: pa.Table) -> Half | None:
+    if pa.types.is_null(table.schema.field("prior_logits").type):
+        return None
+    column = _column(table, "prior_logits", "teacher logits")
+    values: Half = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), column.type.list_size)
+
+
+def _column(table: pa.Table, name: str, what: str) -> pa.Array:
+    column = table.column(name)
+    if pa.types.is_null(column.type) or column.null_count:
+        raise DataError(
+            f"pairs without cached {what}",
+            got=f"{len(table) if pa.types.is_null(column.type) else column.null_count} rows without `{name}`",
+            expected="every row with cached features",
+            remedy="rerun `zscmr preprocess --overwrite`",
+        )
+    return column.chunk(0) if column.num_chunks == 1 else _combined(column)
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 0:
+        return pa.array([], column.type)
+    return pa.concat_arrays(column.chunks)
+
+
+def _buffer(array: pa.Array) -> pa.Buffer:
+    buffer = array.buffers()[-1]
+    return pa.py_buffer(b"") if buffer is None else buffer
+
+
+def _offsets(array: pa.Array) -> Rows:
+    """Return the len + 1 offsets of a list or binary array (32-bit on disk), as int64."""
+    if not len(array):
+        return np.zeros(1, np.int64)
+    raw = np.frombuffer(array.buffers()[1], np.int32)
+    return raw[array.offset : array.offset + len(array) + 1].astype(np.int64)
+
+
+def _joined(parts: Sequence[PairFeatures]) -> PairFeatures:
+    priors = [part.prior_logits_NC for part in parts if part.prior_logits_NC is not None]
+    if len(priors) not in {0, len(parts)} or len({part.regions_NRD.shape[1:] for part in parts}) > 1:
+        raise DataError(
+            "the pairs' parts were made with different backbones or teachers",
+            got=sorted({str(part.regions_NRD.shape[1:]) for part in parts}),
+            remedy="rerun `zscmr preprocess --overwrite`",
+        )
+    return PairFeatures(
+        ids=[name for part in parts for name in part.ids],
+        regions_NRD=np.concatenate([part.regions_NRD for part in parts]),
+        token_values_TD=np.concatenate([part.token_values_TD for part in parts]),
+        token_starts_M1=_starts(np.concatenate([np.diff(part.token_starts_M1) for part in parts])),
+        caption_starts_N1=_starts(np.concatenate([np.diff(part.caption_starts_N1) for part in parts])),
+        captions=[texts for part in parts for texts in part.captions],
+        labels=[names for part in parts for names in part.labels],
+        partition=np.concatenate([part.partition for part in parts]),
+        prior_logits_NC=np.concatenate(priors) if priors else None,
+        image_hash=[value for part in parts for value in part.image_hash],
+        thumbnails=[picture for part in parts for picture in part.thumbnails],
+    )
+
+
+def _starts(counts: Rows) -> Rows:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _ranges(starts: Rows, counts: Rows) -> Rows:
+    """Return the concatenation of [start, start + count) for every pair."""
+    if not len(starts):
+        return np.zeros(0, np.int64)
+    return np.arange(counts.sum()) + np.repeat(starts - _starts(counts)[:-1], counts)
