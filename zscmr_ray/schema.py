@@ -43,6 +43,7 @@ class RejectCode(StrEnum):
     """Why a row is in `rejected/` and not in the output: a closed list."""
 
     UNREADABLE_RECORD = "unreadable_record"
+    BAD_PATH = "bad_path"
     MISSING_IMAGE = "missing_image"
     EMPTY_IMAGE = "empty_image"
     NOT_AN_IMAGE = "not_an_image"
