@@ -1,0 +1,296 @@
+"""The zero-shot retrieval protocol: which rows ask, which are searched, and the numbers of one method (SCIENCE 4).
+
+What it is: a pure function from the vectors of both sides, labels, partitions, class groups and ids to the numbers of
+the report. What it is not: the stage that loads a checkpoint, or the choice of any setting (`selection.py`).
+
+Queries are test rows, galleries are train rows; one text row per caption, relevant by the classes of its item.
+    U|U, S|S     queries and gallery of unseen (seen) classes only
+    U|all, S|all gallery of every class: seen, unseen and held-out (pseudo-unseen) ones
+    H            harmonic mean of S|all and U|all
+The seen galleries hold items that were trained on. Instance retrieval (an image's own captions, a caption's own
+image) searches the test rows, whose own partner is among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zscmr_ray.errors import DataError
+from zscmr_ray.retrieval import chance, metrics
+from zscmr_ray.retrieval.bootstrap import harmonic_mean, interval, resample_means
+from zscmr_ray.retrieval.relevance import Relevance, SameItem, membership
+from zscmr_ray.retrieval.scoring import LABEL, REGION, Block, block_columns, has_block, weigh_query
+
+FloatArray = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+CONDITIONS = (("U|U", "U", "U"), ("S|S", "S", "S"), ("U|all", "U", "all"), ("S|all", "S", "all"))
+CUTOFFS = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What is known of the rows, whatever the method: N items, M captions (`text_item_M`: each one's item row).
+
+    `labels` may be empty tuples; `partition_N` holds train, val or test. Raises DataError if the lengths disagree.
+    """
+
+    ids: Sequence[str]
+    labels: Sequence[tuple[str, ...]]
+    partition_N: npt.NDArray[np.str_]
+    text_item_M: Rows
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.ids), len(self.labels), len(self.partition_N)}
+        if len(lengths) != 1 or (len(self.text_item_M) and int(self.text_item_M.max()) >= len(self.ids)):
+            raise DataError("ids, labels, partitions and captions are not of the same items", got=lengths)
+
+    def text_ids(self) -> list[str]:
+        """Return each caption's id, `<item id>#<number of the caption in its item>`."""
+        seen = np.zeros(len(self.ids), np.int64)
+        names = []
+        for item in self.text_item_M:
+            names.append(f"{self.ids[item]}#{seen[item]}")
+            seen[item] += 1
+        return names
+
+
+@dataclass(frozen=True, slots=True)
+class ClassGroups:
+    """The classes trained on (seen), those never shown (unseen), and those kept for validation (held out)."""
+
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class, in the order seen, held out, unseen."""
+        return (*self.seen, *self.held_out, *self.unseen)
+
+    def of_items(self, labels: Sequence[tuple[str, ...]]) -> npt.NDArray[np.str_]:
+        """Return each item's group: U, held, S, or an empty string (no class that takes part).
+
+        One unseen label makes an item unseen, one held-out label held out: it never trained (multi-label corpora).
+        """
+        unseen, held_out, seen = frozenset(self.unseen), frozenset(self.held_out), frozenset(self.seen)
+
+        def group(names: tuple[str, ...]) -> str:
+            if not unseen.isdisjoint(names):
+                return "U"
+            if not held_out.isdisjoint(names):
+                return "held"
+            return "S" if not seen.isdisjoint(names) else ""
+
+        return np.array([group(names) for names in labels], dtype="U4")
+
+
+@dataclass(frozen=True, slots=True)
+class Towers:
+    """Vectors as they ask and as they are searched: image [N, D] and text [M, D], score = inner product."""
+
+    image_query_ND: FloatArray
+    text_query_MD: FloatArray
+    image_gallery_ND: FloatArray
+    text_gallery_MD: FloatArray
+
+    @classmethod
+    def symmetric(cls, image_ND: FloatArray, text_MD: FloatArray) -> Towers:
+        """Build towers whose vectors are the same whether they ask or are searched."""
+        return cls(image_ND, text_MD, image_ND, text_MD)
+
+
+def variants(
+    image_ND: FloatArray, text_MD: FloatArray, blocks: Sequence[Block], *, label_weight: float
+) -> dict[str, Towers]:
+    """Return the towers of each score the vectors allow: regions, labels, both (with `label_weight` on the query)."""
+    found: dict[str, Towers] = {}
+    for variant, name in (("regions", REGION), ("labels", LABEL)):
+        if has_block(blocks, name):
+            columns = block_columns(blocks, name)
+            found[variant] = Towers.symmetric(image_ND[:, columns], text_MD[:, columns])
+    if len(found) == 2:
+        asked = [weigh_query(side, blocks, label_weight=label_weight) for side in (image_ND, text_MD)]
+        found["both"] = Towers(asked[0], asked[1], image_ND, text_MD)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One direction over chosen items: Q query rows, N gallery rows, and the item each of them belongs to."""
+
+    query_QD: FloatArray
+    gallery_ND: FloatArray
+    query_items_Q: Rows
+    gallery_items_N: Rows
+    gallery_ids: list[str]
+
+
+def make_search(
+    towers: Towers, corpus: Corpus, *, query_items: Rows, gallery_items: Rows, direction: str
+) -> Search:
+    """Lay out one direction: images ask for the gallery items' captions, or captions ask for the gallery's images."""
+    if direction == "image_to_text":
+        rows = np.flatnonzero(np.isin(corpus.text_item_M, gallery_items))
+        text_ids = corpus.text_ids()
+        return Search(
+            towers.image_query_ND[query_items],
+            towers.text_gallery_MD[rows],
+            query_items,
+            corpus.text_item_M[rows],
+            [text_ids[row] for row in rows],
+        )
+    rows = np.flatnonzero(np.isin(corpus.text_item_M, query_items))
+    return Search(
+        towers.text_query_MD[rows],
+        towers.image_gallery_ND[gallery_items],
+        corpus.text_item_M[rows],
+        gallery_items,
+        [corpus.ids[row] for row in gallery_items],
+    )
+
+
+def condition_items(corpus: Corpus, groups: ClassGroups) -> dict[str, tuple[Rows, Rows]]:
+    """Return (query items, gallery items) of each condition that has both."""
+    group_N = groups.of_items(corpus.labels)
+    found = {}
+    for condition, asked, searched in CONDITIONS:
+        in_gallery = group_N != "" if searched == "all" else group_N == searched
+        queries = np.flatnonzero((corpus.partition_N == "test") & (group_N == asked))
+        gallery = np.flatnonzero((corpus.partition_N == "train") & in_gallery)
+        if len(queries) and len(gallery):
+            found[condition] = (queries, gallery)
+    return found
+
+
+def evaluate_method(
+    towers: Towers, corpus: Corpus, groups: ClassGroups, *, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Return the numbers of one method as plain values: {"classes": {condition: ...}, "instance": {rows: ...}}.
+
+    Each condition has image_to_text, text_to_image and average; every mAP comes with `interval` (95%, classes
+    then queries resampled) and `chance` (exact). Conditions without queries or gallery are left out; without labels
+    `classes` is empty. A query none of whose classes is in the gallery has no AP and is counted apart.
+    """
+    by_class: dict[str, Any] = {}
+    resampled: dict[str, dict[str, Values]] = {}
+    for number, (condition, (queries, gallery)) in enumerate(condition_items(corpus, groups).items()):
+        searches = {
+            name: make_search(towers, corpus, query_items=queries, gallery_items=gallery, direction=name)
+            for name in DIRECTIONS
+        }
+        by_class[condition], resampled[condition] = _class_numbers(
+            searches, corpus, groups, num_resamples=num_resamples, seed=seed + number
+        )
+    if "S|all" in by_class and "U|all" in by_class:
+        by_class["H"] = _harmonic(by_class, resampled)
+    instance = {}
+    group_N = groups.of_items(corpus.labels)
+    for name, chosen_N in (("test", np.full(len(group_N), True)), ("test U", group_N == "U")):
+        items = np.flatnonzero((corpus.partition_N == "test") & chosen_N)
+        if len(items):
+            instance[name] = {
+                direction: instance_numbers(
+                    make_search(towers, corpus, query_items=items, gallery_items=items, direction=direction),
+                    num_resamples=num_resamples,
+                    seed=seed,
+                )
+                for direction in DIRECTIONS
+            }
+    return {"classes": by_class, "instance": instance}
+
+
+def instance_numbers(search: Search, *, num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Return recall@1/5/10 and the median rank of one direction, with intervals (by item) and chance."""
+    own = SameItem(search.query_items_Q, search.gallery_items_N)
+    ranks_Q = metrics.first_hit_ranks(
+        search.query_QD, search.gallery_ND, relevance=own, gallery_ids=search.gallery_ids
+    )
+    num_own_Q, num_gallery = own.num_relevant(), len(search.gallery_ids)
+    found_Q = np.where(ranks_Q > 0, 1.0, np.nan)
+    samples = [(found_Q * (ranks_Q <= cutoff), search.query_items_Q) for cutoff in CUTOFFS]
+    means = resample_means(samples, num_resamples=num_resamples, seed=seed)
+    recalls = metrics.recall_at(ranks_Q, CUTOFFS)
+    chances = chance.expected_recall_at(num_own_Q, num_gallery, cutoffs=CUTOFFS)
+    return {
+        "num_queries": int((ranks_Q > 0).sum()),
+        "num_gallery": num_gallery,
+        "recall": {
+            str(cutoff): {
+                "value": recalls[cutoff],
+                "interval": list(interval(mean_S)),
+                "chance": chances[cutoff],
+            }
+            for cutoff, mean_S in zip(CUTOFFS, means, strict=True)
+        },
+        "median_rank": metrics.median_rank(ranks_Q),
+        "chance_median_rank": chance.expected_median_rank(num_own_Q, num_gallery),
+    }
+
+
+def _class_numbers(
+    searches: dict[str, Search], corpus: Corpus, groups: ClassGroups, *, num_resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Values]]:
+    """The numbers of one condition and its resampled means: both directions share the class draws."""
+    member_NC = membership(corpus.labels, groups.classes)
+    numbers: dict[str, Any] = {}
+    samples = []
+    for name, search in searches.items():
+        query_QC = member_NC[search.query_items_Q]
+        relevance = Relevance(query_QC, member_NC[search.gallery_items_N])
+        found = metrics.ranking_metrics(
+            search.query_QD, search.gallery_ND, relevance=relevance, gallery_ids=search.gallery_ids
+        )
+        numbers[name] = _direction_numbers(found, query_QC, groups.classes, len(search.gallery_ids))
+        # A multi-label query is resampled with the first of its classes.
+        samples.append((found.average_precision_Q, query_QC.argmax(1)))
+    means = dict(zip(searches, resample_means(samples, num_resamples=num_resamples, seed=seed), strict=True))
+    means["average"] = np.mean([means[name] for name in DIRECTIONS], axis=0)
+    numbers["average"] = {
+        key: float(np.mean([numbers[name][key] for name in DIRECTIONS])) for key in ("map", "chance")
+    }
+    for name, mean_S in means.items():
+        numbers[name]["interval"] = list(interval(mean_S))
+    return numbers, means
+
+
+def _direction_numbers(
+    found: metrics.RankingMetrics, query_QC: npt.NDArray[np.bool_], classes: tuple[str, ...], num_gallery: int
+) -> dict[str, Any]:
+    relevant_Q = found.num_relevant_Q
+    mean = metrics.mean_of_defined
+    return {
+        "map": found.mean_average_precision,
+        "chance": mean(chance.expected_average_precision(relevant_Q, num_gallery)),
+        "map_at_r": mean(found.average_precision_at_r_Q),
+        "chance_map_at_r": mean(chance.expected_average_precision_at_r(relevant_Q, num_gallery)),
+        "precision_at_r": mean(found.precision_at_r_Q),
+        "chance_precision_at_r": mean(chance.expected_precision_at_r(relevant_Q, num_gallery)),
+        "num_queries": int((relevant_Q > 0).sum()),
+        "num_queries_without_relevant": int((relevant_Q == 0).sum()),
+        "num_gallery": num_gallery,
+        "num_classes": int(query_QC.any(0).sum()),
+        "precision_at_recall": found.precision_L.tolist(),
+        "per_class": metrics.per_class_means(found.average_precision_Q, query_QC, classes),
+    }
+
+
+def _harmonic(by_class: dict[str, Any], resampled: dict[str, dict[str, Values]]) -> dict[str, Any]:
+    """H of S|all and U|all, each direction and of the averages; its interval pairs their resamples."""
+    numbers = {}
+    for name in (*DIRECTIONS, "average"):
+        seen, unseen = by_class["S|all"][name], by_class["U|all"][name]
+        pairs = zip(resampled["S|all"][name], resampled["U|all"][name], strict=True)
+        numbers[name] = {
+            "map": harmonic_mean(seen["map"], unseen["map"]),
+            "chance": harmonic_mean(seen["chance"], unseen["chance"]),
+            "interval": list(interval(np.array([harmonic_mean(one, other) for one, other in pairs]))),
+        }
+    return numbers
