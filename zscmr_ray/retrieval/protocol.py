@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zscmr_ray.data.splits import rows_of
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval import chance, metrics
 from zscmr_ray.retrieval.bootstrap import harmonic_mean, interval, resample_means
@@ -76,20 +77,14 @@ class ClassGroups:
         return (*self.seen, *self.held_out, *self.unseen)
 
     def of_items(self, labels: Sequence[tuple[str, ...]]) -> npt.NDArray[np.str_]:
-        """Return each item's group: U, held, S, or an empty string (no class that takes part).
+        """Return each item's group: U, held or S, or an empty string where its labels are not all of one group.
 
-        One unseen label makes an item unseen, one held-out label held out: it never trained (multi-label corpora).
+        The rule of `data.splits.rows_of`, the one training goes by: a mixed item takes part in nothing.
         """
-        unseen, held_out, seen = frozenset(self.unseen), frozenset(self.held_out), frozenset(self.seen)
-
-        def group(names: tuple[str, ...]) -> str:
-            if not unseen.isdisjoint(names):
-                return "U"
-            if not held_out.isdisjoint(names):
-                return "held"
-            return "S" if not seen.isdisjoint(names) else ""
-
-        return np.array([group(names) for names in labels], dtype="U4")
+        group_N = np.full(len(labels), "", dtype="U4")
+        for name, classes in (("S", self.seen), ("held", self.held_out), ("U", self.unseen)):
+            group_N[rows_of(labels, classes)] = name
+        return group_N
 
 
 @dataclass(frozen=True, slots=True)
