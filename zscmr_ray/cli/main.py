@@ -1,0 +1,213 @@
+"""`zscmr <verb>`: one verb per stage, each with the same options, examples in its help, and a --dry-run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zscmr_ray import __version__
+from zscmr_ray.cli import options as opt
+from zscmr_ray.cli.session import exit_code_of, prepare_environment
+from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
+
+app = typer.Typer(
+    name="zscmr",
+    help="Zero-shot image-text retrieval on Ray: preprocess, train, evaluate, embed, index, serve, query.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Explain the configuration, or print its JSON schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+def _stage_command(verb: str, summary: str, example: str) -> None:
+    def command(
+        config: opt.ConfigFile = None,
+        recipe: opt.Recipe = "fgan",
+        overrides: opt.Overrides = None,
+        run: opt.RunDirectory = None,
+        input_uri: opt.Input = None,
+        address: opt.Address = None,
+        overwrite: opt.Overwrite = False,
+        dry_run: opt.DryRun = False,
+    ) -> None:
+        loaded = opt.configure(config, recipe, overrides, run=run, input_uri=input_uri, address=address)
+        stages = PIPELINE if verb == "pipeline" else (verb,)
+        if dry_run:
+            typer.echo("\n".join(plan(loaded.config, stages)))
+            return
+        run_stages(loaded.config, stages, overwrite=overwrite)
+
+    command.__doc__ = f"{summary}\n\nExample: `{example}`"
+    app.command(verb)(command)
+
+
+for _verb, _summary, _example in (
+    (
+        "preprocess",
+        "Read image-text shards, run the frozen backbones once, write `pairs/`.",
+        "zscmr preprocess --input shards/ --run runs/mine --set data.columns.caption=title",
+    ),
+    (
+        "train",
+        "Train the alignment network on the seen classes, write `checkpoint/`.",
+        "zscmr train --run runs/mine --recipe fgan --set split.kind=random --set split.seed=1",
+    ),
+    ("evaluate", "Measure retrieval on unseen classes, write `report/`.", "zscmr evaluate --run runs/mine"),
+    ("embed", "Embed the corpus with the checkpoint, write `embeddings/`.", "zscmr embed --run runs/mine"),
+    ("index", "Build the search index, write `index/`.", "zscmr index --run runs/mine"),
+    (
+        "pipeline",
+        "Run preprocess, train, evaluate, embed and index in turn; finished stages return at once.",
+        "zscmr pipeline --input shards/ --run runs/mine",
+    ),
+):
+    _stage_command(_verb, _summary, _example)
+
+
+@app.command()
+def serve(
+    config: opt.ConfigFile = None,
+    overrides: opt.Overrides = None,
+    run: opt.RunDirectory = None,
+    address: opt.Address = None,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Serve search over HTTP until interrupted.
+
+    Example: `zscmr serve --run runs/mine --set serve.port=8000`, then open http://127.0.0.1:8000
+    """
+    from zscmr_ray.cli.service import serve_until_interrupted
+
+    loaded = opt.configure(config, "fgan", overrides, run=run, address=address)
+    if dry_run:
+        typer.echo("\n".join(plan(loaded.config, ("train", "index"))))
+        return
+    serve_until_interrupted(loaded.config)
+
+
+@app.command()
+def query(
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to look for instead.")] = None,
+    item_id: Annotated[
+        str | None, typer.Option("--id", help="An item of the index to look for instead.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="What to find: image or text.")] = "image",
+    k: Annotated[int, typer.Option("-k", help="Number of results.")] = 10,
+    label: Annotated[list[str] | None, typer.Option(help="Only results of this class (repeatable).")] = None,
+    label_weight: Annotated[
+        float | None, typer.Option("--lambda", help="Weight of label distributions.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a gallery page here.")] = None,
+    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the API key.")
+    ] = "ZSCMR_API_KEY",
+) -> None:
+    """Ask a running service and print a table of results.
+
+    Example: `zscmr query "a smiling cat" -k 5 --html cats.html`
+    """
+    from zscmr_ray.cli.query import run_query
+
+    run_query(
+        text=text, image=image, item_id=item_id, target=target, k=k, labels=label or [],
+        label_weight=label_weight, html=html, url=url, api_key_env=api_key_env,
+    )  # fmt: skip
+
+
+@app.command()
+def demo(
+    run: Annotated[str, typer.Option(help="Where the demo's stages and report go.")] = "runs/demo",
+    cache: Annotated[Path, typer.Option(help="Where the corpus is kept between runs.")] = Path(
+        ".cache/fluent"
+    ),
+    overrides: opt.Overrides = None,
+) -> None:
+    """Run the whole chain on the Fluent emoji corpus and write runs/demo/report/report.html.
+
+    Example: `zscmr demo`
+    """
+    from zscmr_ray.cli.demo import run_demo
+
+    run_demo(run=run, cache=cache, overrides=overrides or [])
+
+
+@config_app.command("explain")
+def config_explain(
+    key: Annotated[str | None, typer.Argument(help="A key or a section; everything when left out.")] = None,
+    config: opt.ConfigFile = None,
+    recipe: opt.Recipe = "fgan",
+    overrides: opt.Overrides = None,
+) -> None:
+    """Print every setting with its value, its source, what it affects and its meaning.
+
+    Example: `zscmr config explain train`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from zscmr_ray.config.explain import explain
+
+    table = Table("key", "value", "source", "affects", "meaning")
+    for row in explain(opt.configure(config, recipe, overrides), key):
+        table.add_row(row.key, str(row.value), row.source, row.affects, row.meaning)
+    # Plain output is wide enough that no meaning is cut; a terminal wraps.
+    console = Console() if sys.stdout.isatty() else Console(width=240)
+    console.print(table)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of ray_config.yaml, for editors.
+
+    Example: `zscmr config schema > ray_config.schema.json`
+    """
+    from zscmr_ray.config.explain import json_schema
+
+    typer.echo(json_schema())
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print the configuration reference (docs/config.md) as markdown.
+
+    Example: `zscmr config reference > docs/config.md`
+    """
+    from zscmr_ray.config.explain import reference_markdown
+
+    typer.echo(reference_markdown(), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    prepare_environment()
+    return exit_code_of(lambda: app(list(arguments)))
+
+
+def run_job(verb: str) -> None:
+    """What jobs/<verb>.py does: the verb with this process's arguments; the exit code is printed last.
+
+    `ray job submit` knows only success and failure, so the log says which of our exit codes it was.
+    """
+    code = run([verb, *sys.argv[1:]])
+    print(f"exit code: {code}", flush=True)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point of the `zscmr` command."""
+    raise SystemExit(run(sys.argv[1:]))

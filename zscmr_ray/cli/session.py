@@ -1,0 +1,128 @@
+"""Start or join Ray for the length of a command, and say errors the way users need them.
+
+Token authentication is switched on for everything started here; dashboards stay on loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from zscmr_ray.config import RaySection
+from zscmr_ray.errors import ConfigError, ZscmrError
+
+# Read by Ray when it is first imported, so it is set by every command before that (STACK: clients do not send
+# the token by themselves). The rest silences warnings about features this project does not use.
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+INTERRUPTED = 130
+INTERRUPTED_TEXT = "interrupted: run the same command again and it goes on where it stopped"
+
+
+def prepare_environment() -> None:
+    """Set the environment Ray and its workers read; what the user has set stays."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def ray_session(section: RaySection) -> Iterator[None]:
+    """Have Ray running inside the block: joined where an address is given, else started on this machine.
+
+    Raises ConfigError when the cluster cannot be reached. Only what was started here is stopped at the end.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address, namespace=section.namespace, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                "local",
+                namespace=section.namespace,
+                num_cpus=section.num_cpus,
+                object_store_memory=section.object_store_bytes,
+                include_dashboard=section.dashboard_port is not None,
+                dashboard_host="127.0.0.1",
+                dashboard_port=section.dashboard_port,
+                _temp_dir=section.temp_dir,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            "cannot reach or start Ray",
+            got=f"ray.address={address}: {error}",
+            expected="a running cluster, or none to start Ray on this machine",
+            remedy="`ray status --address ...` must answer, and RAY_AUTH_MODE=token be set on both sides",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run a command and turn how it ended into an exit code; every failure is said on stderr.
+
+    0 ok, 1 failed, 2 usage or configuration, 3 data, 4 refused, 130 interrupted with resumable state.
+    """
+    try:
+        command()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code == INTERRUPTED:
+            print(INTERRUPTED_TEXT, file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print(INTERRUPTED_TEXT, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        cause = find_cause(error)
+        if cause is None:
+            traceback.print_exc()
+            return 1
+        print(render(cause), file=sys.stderr)
+        return cause.exit_code
+    return 0
+
+
+def find_cause(error: BaseException | None) -> ZscmrError | None:
+    """The user-facing error inside what Ray wrapped around it, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None)
+        if isinstance(inner, ZscmrError):
+            return inner
+        if isinstance(error, ZscmrError):
+            return error
+        failures = getattr(error, "worker_failures", None)
+        if isinstance(failures, dict) and failures:
+            error = next(iter(failures.values()))
+            continue
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+    return None
+
+
+def render(error: ZscmrError) -> str:
+    """An error on up to four lines: what, got, expected, remedy."""
+    lines = [f"error: {error.message}"]
+    for name in ("got", "expected", "remedy"):
+        value = getattr(error, name)
+        if value is not None:
+            lines.append(f"  {name + ':':<10}{value}")
+    return "\n".join(lines)
