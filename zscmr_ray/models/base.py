@@ -1,0 +1,104 @@
+"""What every alignment model promises: outputs of one side, vectors made of unit blocks, and a loss of the global batch.
+
+FGAN is the first; a method with a region block only, or a label block only, fits the same base. It knows nothing of
+ranks: the engine gathers `SideOutput.loss_tensors()` and calls `loss` on the whole batch (DESIGN 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zscmr_ray.losses.relations import Relations
+from zscmr_ray.models.noise import RowNoise
+
+REGION, LABEL = "region", "label"
+LOSS_TENSORS = ("region_BD", "logits_BC", "reconstruction_B", "kl_B")
+
+
+@dataclass(frozen=True, slots=True)
+class VectorBlock:
+    """Columns start to stop (exclusive) of a stored vector: one unit-norm part of it."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SideOutput:
+    """What a model says of one side of a batch; a part that the model lacks is None.
+
+    region_BD: unit vectors, float32. logits_BC: float32. weights_BR: selection weights per token, 0 in padding.
+    reconstruction_B, kl_B: the VAE's terms per row, in training only.
+    """
+
+    region_BD: Tensor | None = None
+    logits_BC: Tensor | None = None
+    weights_BR: Tensor | None = None
+    reconstruction_B: Tensor | None = None
+    kl_B: Tensor | None = None
+
+    def loss_tensors(self) -> dict[str, Tensor]:
+        """The tensors that the loss reads, by field name, each with the batch first: what ranks exchange."""
+        return {name: value for name in LOSS_TENSORS if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_loss_tensors(cls, tensors: Mapping[str, Tensor]) -> SideOutput:
+        """Rebuild the output from `loss_tensors()`, gathered or cut; the selection weights are not part of it."""
+        return cls(**tensors)
+
+
+class AlignmentModel(nn.Module, ABC):
+    """A two-sided network over frozen backbone features; `label_temperature` is chosen on pseudo-unseen classes."""
+
+    label_temperature: float = 1.0
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[VectorBlock, ...]:
+        """The blocks of a vector, in order, without gaps."""
+
+    @abstractmethod
+    def encode_image(self, regions_BRD: Tensor, *, noise: RowNoise | None = None) -> SideOutput:
+        """Encode region features [B, R, channels]; noise is needed in training and ignored in eval."""
+
+    @abstractmethod
+    def encode_text(
+        self, tokens_BLD: Tensor, lengths_B: Tensor, *, noise: RowNoise | None = None
+    ) -> SideOutput:
+        """Encode token states [B, L, channels] padded after each row's true length (>= 1)."""
+
+    @abstractmethod
+    def loss(
+        self, image: SideOutput, text: SideOutput, relations: Relations, prior_logits_BC: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the loss of the global batch: "total" carries the graph, the other parts are detached scalars."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, object]:
+        """Plain values from which `build.build_model` makes this model again, "method" among them."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.blocks[-1].stop
+
+    def vectors(self, output: SideOutput) -> Tensor:
+        """Join the unit blocks of a side: [region ; sqrt(softmax(logits / label_temperature))], [B, dim] float32.
+
+        The inner product of two label blocks is the Bhattacharyya coefficient of the two distributions (SCIENCE 2).
+        """
+        parts = []
+        for block in self.blocks:
+            if block.name == LABEL:
+                assert output.logits_BC is not None, "a label block without logits"
+                parts.append(torch.softmax(output.logits_BC.float() / self.label_temperature, dim=1).sqrt())
+            else:
+                assert output.region_BD is not None, "a region block without region embeddings"
+                parts.append(output.region_BD.float())
+        return torch.cat(parts, dim=1)
