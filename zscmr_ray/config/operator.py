@@ -55,6 +55,9 @@ class DataSection(Section):
     run_uri: str = setting(
         "runs/default", "place", "folder of this run's stages: pairs/ checkpoint/ report/ ..."
     )
+    pairs_uri: str | None = setting(
+        None, "place", "pairs/ of another run, for several trainings on the same pairs; none = this run's"
+    )
     format: Literal["auto", "webdataset", "parquet", "jsonl", "csv", "folder", "class_folder"] = setting(
         "auto", "output", "shard format; auto = by file extension"
     )

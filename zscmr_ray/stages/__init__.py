@@ -33,5 +33,7 @@ class StageResult:
 
 
 def stage_store(config: Config, stage: str) -> Store:
-    """The directory a stage owns in this run."""
+    """The directory a stage owns in this run; pairs may be those of another run (`data.pairs_uri`)."""
+    if stage == "preprocess" and config.data.pairs_uri:
+        return Store(config.data.pairs_uri)
     return Store(config.data.run_uri).child(DIRECTORIES[stage])
