@@ -1,0 +1,224 @@
+"""Exact inner-product search over unit-block vectors: the flat index behind `index.kind: flat`.
+
+What it is: a gallery [N, D] of float32 rows in id order, memory-mapped from `vectors.npy`, and the k best rows of each
+(already weighted) query. Answers do not depend on the batch a query came in, on threads or on where a row lies:
+faiss proposes candidates in float32, their scores are computed again in float64 row by row, and equal scores go to
+the lower row, which is the smaller id. What it is not: an approximate index, or the owner of ids and captions.
+
+Speed (STACK, faiss): one query is a matrix-vector product over all cores (faiss's own single query uses one), more
+than one goes to faiss's register-blocked kernel, which faiss itself leaves for BLAS at 20 queries already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from zscmr_ray.errors import DataError
+
+FloatArray = npt.NDArray[np.float32]
+RowArray = npt.NDArray[np.int64]
+
+# Candidates asked for beyond k, so that near-ties at the boundary seldom need a second pass.
+_SLACK = 16
+# Relative error of a float32 inner product, generously: sqrt(D) roundings of 6e-8 at D = 4096 are 4e-6.
+_SCORE_ERROR = 1e-5
+# Filtered rows are gathered this many at a time, so that a filter needs 64 MiB at 256-d and not a second gallery.
+_GATHER_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The best rows of every query, best first: scores_QK float32, rows_QK int64."""
+
+    scores_QK: FloatArray
+    rows_QK: RowArray
+
+
+class ExactIndex:
+    """A gallery of vectors whose row order is id order. Raises DataError for rows that are not finite float32 [N, D].
+
+    >>> index = ExactIndex(np.eye(3, dtype=np.float32))
+    >>> hits = index.search(np.array([[0.0, 1.0, 0.5]], np.float32), k=2)
+    >>> hits.rows_QK.tolist(), hits.scores_QK.tolist()
+    ([[1, 2]], [[1.0, 0.5]])
+    """
+
+    def __init__(self, vectors_ND: FloatArray) -> None:
+        if vectors_ND.ndim != 2 or vectors_ND.dtype != np.float32:
+            raise DataError(
+                "not a table of vectors",
+                got=f"{vectors_ND.dtype} {list(vectors_ND.shape)}",
+                expected="float32 [N, D]",
+            )
+        self.vectors_ND = np.ascontiguousarray(vectors_ND)
+        self._max_norm = _max_norm(self.vectors_ND)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows N of the gallery."""
+        return int(self.vectors_ND.shape[0])
+
+    @property
+    def dimension(self) -> int:
+        """Columns D of the gallery."""
+        return int(self.vectors_ND.shape[1])
+
+    def search(self, queries_QD: FloatArray, *, k: int, allowed: npt.NDArray[np.bool_] | None = None) -> Hits:
+        """Return the k rows with the largest inner products, best first, ties to the lower row.
+
+        `queries_QD` are weighted already (`scoring.weigh_query`); `allowed` [N] keeps only its true rows. Raises
+        DataError when a query has another dimension or is not finite, when k < 1, and when k exceeds the rows allowed.
+        """
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        self._check(queries_QD, k=k, allowed=allowed)
+        rows = None if allowed is None or allowed.all() else np.flatnonzero(allowed)
+        num_searched = self.num_rows if rows is None else int(rows.size)
+        scores_QK = np.empty((len(queries_QD), k), np.float32)
+        rows_QK = np.empty((len(queries_QD), k), np.int64)
+        approximate, candidates = self._propose(queries_QD, min(k + _SLACK, num_searched), rows)
+        for q, query_D in enumerate(queries_QD):
+            margin = 2 * _SCORE_ERROR * float(np.linalg.norm(query_D)) * self._max_norm
+            threshold = approximate[q, k - 1] - margin
+            if approximate.shape[1] < num_searched and approximate[q, -1] >= threshold:
+                chosen = self._rows_above(query_D, threshold, rows)
+            else:
+                chosen = candidates[q][approximate[q] >= threshold]
+            scores_QK[q], rows_QK[q] = self._settle(query_D, chosen, k=k)
+        return Hits(scores_QK, rows_QK)
+
+    def _check(self, queries_QD: FloatArray, *, k: int, allowed: npt.NDArray[np.bool_] | None) -> None:
+        if queries_QD.ndim != 2 or queries_QD.shape[1] != self.dimension:
+            raise DataError(
+                "the query is no vector of this index",
+                got=f"shape {list(queries_QD.shape)}",
+                expected=f"[queries, {self.dimension}]",
+            )
+        if not np.isfinite(queries_QD).all():
+            raise DataError("the query vector holds NaN or infinity", expected="finite numbers")
+        if k < 1:
+            raise DataError("k must be at least 1", got=k, expected=">= 1")
+        if allowed is not None and allowed.shape != (self.num_rows,):
+            raise DataError("a filter masks every row", got=allowed.shape, expected=(self.num_rows,))
+        available = self.num_rows if allowed is None else int(allowed.sum())
+        if k > available:
+            raise DataError(
+                "k is larger than the gallery",
+                got=f"k={k}",
+                expected=f"at most {available} ({'all' if allowed is None else 'the filtered'} items)",
+                remedy=f"ask for k <= {available}" if available else "drop the filter",
+            )
+
+    def _propose(
+        self, queries_QD: FloatArray, num: int, rows: RowArray | None
+    ) -> tuple[FloatArray, RowArray]:
+        """The `num` best candidates by float32 scores, sorted, from all rows or from the given ones."""
+        if rows is None:
+            return _top(queries_QD, self.vectors_ND, num)
+        kept_scores = np.empty((len(queries_QD), 0), np.float32)
+        kept_rows = np.empty((len(queries_QD), 0), np.int64)
+        for start in range(0, rows.size, _GATHER_ROWS):
+            block_rows = rows[start : start + _GATHER_ROWS]
+            scores, local = _top(queries_QD, self.vectors_ND[block_rows], min(num, block_rows.size))
+            kept_scores = np.concatenate([kept_scores, scores], axis=1)
+            kept_rows = np.concatenate([kept_rows, block_rows[local]], axis=1)
+            order = np.argsort(-kept_scores, axis=1, kind="stable")[:, :num]
+            kept_scores = np.take_along_axis(kept_scores, order, axis=1)
+            kept_rows = np.take_along_axis(kept_rows, order, axis=1)
+        return kept_scores, kept_rows
+
+    def _rows_above(self, query_D: FloatArray, threshold: float, rows: RowArray | None) -> RowArray:
+        """Every row whose float32 score reaches the threshold: many equal vectors lie at the boundary."""
+        scores_N = self.vectors_ND @ query_D
+        found = np.flatnonzero(scores_N >= threshold)
+        return found if rows is None else np.intersect1d(found, rows, assume_unique=True)
+
+    def _settle(self, query_D: FloatArray, chosen: RowArray, *, k: int) -> tuple[FloatArray, RowArray]:
+        """The k best of the candidates by float64 score, then row."""
+        scores = np.empty(chosen.size, np.float64)
+        query = query_D.astype(np.float64)
+        for start in range(0, chosen.size, _GATHER_ROWS):
+            block = self.vectors_ND[chosen[start : start + _GATHER_ROWS]].astype(np.float64)
+            block *= query
+            # A sum over each row by itself: equal vectors get equal scores, wherever they lie.
+            scores[start : start + _GATHER_ROWS] = block.sum(axis=1)
+        order = np.lexsort((chosen, -scores))[:k]
+        return scores[order].astype(np.float32), chosen[order].astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the gallery as a plain `.npy` file (64-byte aligned, so that it can be mapped and multiplied in place)."""
+        with path.open("wb") as file:
+            np.lib.format.write_array(file, self.vectors_ND, allow_pickle=False)
+
+
+def load_exact(path: Path) -> ExactIndex:
+    """Map a saved gallery into memory; raises DataError when the file is torn or is no such file."""
+    try:
+        mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            "the index file cannot be read",
+            got=f"{path.name}: {error}",
+            expected="a float32 .npy table",
+            remedy="run `zscmr index --overwrite`",
+        ) from error
+    return ExactIndex(mapped)
+
+
+def recall_at_k(index: ExactIndex, queries_QD: FloatArray, *, k: int = 10) -> float:
+    """Measure the share of each query's true k best (brute force in float64) that `search` returns, in [0, 1].
+
+    A returned row counts when its brute-force score reaches the k-th best one, so that ties are no misses. k is cut
+    to the gallery; the recall of no queries is 1.
+
+    >>> recall_at_k(ExactIndex(np.eye(4, dtype=np.float32)), np.eye(4, dtype=np.float32), k=1)
+    1.0
+    """
+    if not len(queries_QD):
+        return 1.0
+    k = min(k, index.num_rows)
+    found_QK = index.search(queries_QD, k=k).rows_QK
+    truth_QN = np.concatenate(
+        [
+            queries_QD.astype(np.float64) @ index.vectors_ND[start : start + 8192].astype(np.float64).T
+            for start in range(0, index.num_rows, 8192)
+        ],
+        axis=1,
+    )
+    kth_Q = np.partition(truth_QN, -k, axis=1)[:, -k]
+    found_scores_QK = np.take_along_axis(truth_QN, found_QK, axis=1)
+    return float((found_scores_QK >= kth_Q[:, None] - 1e-12).mean())
+
+
+def _top(queries_QD: FloatArray, gallery_ND: FloatArray, num: int) -> tuple[FloatArray, RowArray]:
+    """The `num` largest float32 inner products of each query, sorted, and their rows."""
+    if len(queries_QD) == 1:
+        scores_N = gallery_ND @ queries_QD[0]
+        best = np.argpartition(scores_N, scores_N.size - num)[scores_N.size - num :]
+        best = best[np.argsort(-scores_N[best], kind="stable")]
+        return scores_N[best][None], best[None].astype(np.int64)
+    # Process-wide, idempotent: below this many queries faiss keeps its own kernel instead of BLAS.
+    faiss.cvar.distance_compute_blas_threshold = max(
+        faiss.cvar.distance_compute_blas_threshold, 4 * gallery_ND.shape[1]
+    )
+    scores, rows = faiss.knn(queries_QD, gallery_ND, num, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores, rows
+
+
+def _max_norm(vectors_ND: FloatArray) -> float:
+    largest = 0.0
+    for start in range(0, len(vectors_ND), _GATHER_ROWS):
+        block = vectors_ND[start : start + _GATHER_ROWS]
+        squares = np.einsum("nd,nd->n", block, block)
+        if not np.isfinite(squares).all():
+            row = start + int(np.flatnonzero(~np.isfinite(squares))[0])
+            raise DataError(
+                "a gallery vector holds NaN or infinity", got=f"row {row}", expected="finite rows"
+            )
+        largest = max(largest, float(squares.max(initial=0.0)))
+    return float(np.sqrt(largest))
