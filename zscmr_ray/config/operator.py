@@ -148,6 +148,12 @@ class TrainSection(Section):
     )
     use_gpu: bool = setting(False, "speed", "one GPU and NCCL per worker, else CPU and gloo")
     global_batch_size: int = setting(64, "output", "rows of a step over all workers: the contrast set", ge=2)
+    micro_batch_size: int | None = setting(
+        None,
+        "speed",
+        "rows a worker encodes at once; only its whole share is possible (accumulation would shrink the contrast set)",
+        ge=1,
+    )
     zero_stage: Literal[0, 1, 2, 3] = setting(0, "speed", "DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = setting("fp32", "output", "arithmetic of the step")
     seed: int = setting(0, "output", "seed of initialisation, order and noise", ge=0)
