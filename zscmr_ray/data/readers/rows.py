@@ -1,0 +1,89 @@
+"""The cells of one row to a `Record` or a `Reject`: the same rules for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from zscmr_ray.data.readers.fields import captions_of, check_text, id_of, labels_of, partition_of
+from zscmr_ray.data.records import NOT_READ, Columns, Field, Record, Reject, RowRejected, ShardSpec
+from zscmr_ray.schema import RejectCode
+
+
+@dataclass(slots=True)
+class Cells:
+    """What a format found for one row, not yet checked; None = nothing there."""
+
+    image: Callable[[], bytes | None]
+    caption: object = None
+    label: object = None
+    partition: object = None
+    id: object = None
+
+
+class RowBuilder:
+    """Checks rows one after another and remembers the ids of the shard, so that a repeated one is rejected.
+
+    `needs` names the fields without which a row is of no use.
+    """
+
+    def __init__(
+        self,
+        spec: ShardSpec,
+        columns: Columns,
+        *,
+        needs: Collection[Field],
+        with_images: bool,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._label_separator = columns.label_separator
+        self._has_ids = columns.id not in {None, NOT_READ}
+        self._needs = needs
+        self._with_images = with_images
+        self._class_names = class_names
+        self._seen: set[str] = set()
+
+    def build(self, key: str, offset: int, cells: Callable[[], Cells]) -> Record | Reject:
+        """Return the row, or why it cannot be used; `cells` may raise RowRejected."""
+        try:
+            return self._record(key, offset, cells)
+        except RowRejected as rejected:
+            return self.reject(key, offset, rejected)
+
+    def reject(self, key: str | None, offset: int, rejected: RowRejected) -> Reject:
+        """Return the reject of a row whose cells could not even be found."""
+        printable = None if key is None else key.encode("utf-8", "backslashreplace").decode()
+        return Reject(self._spec.key, printable, offset, "read", rejected.code, rejected.reason)
+
+    def _record(self, key: str, offset: int, cells_of: Callable[[], Cells]) -> Record:
+        check_text(key, RejectCode.BAD_ID)
+        cells = cells_of()
+        item_id = id_of(cells.id) if self._has_ids else None
+        self._claim(key if item_id is None else item_id)
+        captions = captions_of(cells.caption)
+        if not captions and "caption" in self._needs:
+            if captions is None:
+                raise RowRejected(RejectCode.MISSING_CAPTION, "no caption")
+            raise RowRejected(RejectCode.EMPTY_CAPTION, "no text in the caption")
+        labels = labels_of(cells.label, separator=self._label_separator, class_names=self._class_names)
+        if not labels and "label" in self._needs:
+            raise RowRejected(RejectCode.MISSING_LABEL, "no label")
+        partition = partition_of(cells.partition)
+        image = self._image(cells)
+        return Record(key, offset, image, captions or (), labels, partition, item_id)
+
+    def _image(self, cells: Cells) -> bytes | None:
+        if not self._with_images:
+            return None
+        image = cells.image()
+        if image is None and "image" in self._needs:
+            raise RowRejected(RejectCode.MISSING_IMAGE, "no image")
+        return image
+
+    def _claim(self, name: str) -> None:
+        if name in self._seen:
+            raise RowRejected(
+                RejectCode.DUPLICATE_ID, f"{name!r} is already the id of an earlier row of this shard"
+            )
+        self._seen.add(name)
