@@ -1,0 +1,53 @@
+"""The decode step: a generator that turns a batch of shards into chunk rows. Runs as Ray tasks; imports no torch.
+
+Ray Data never retries an ordinary exception but aborts the whole job, and `max_errored_blocks` would drop chunks
+silently; so every exception becomes a `failed` row here. A crash of the worker is retried by Ray without end; the
+attempt after `max_failures` emits `failed` instead of reading the shard again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from zscmr_ray.errors import ZscmrError
+from zscmr_ray.stages.plane.chunks import Failure, Shard, Source, chunk_row, failed_row, shards_of_task
+from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt
+from zscmr_ray.storage import Store
+
+_DECODE = "decode"
+
+
+class DecodeShards:
+    """Callable for `map_batches` over task rows."""
+
+    def __init__(self, source: Source, store: Store, *, max_failures: int) -> None:
+        self.source, self.store, self.max_failures = source, store, max_failures
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield the chunk rows of every shard of the task."""
+        for shard in shards_of_task(batch):
+            yield from self._shard(shard)
+
+    def _shard(self, shard: Shard) -> Iterator[pa.Table]:
+        index = 0
+        try:
+            attempts = note_attempt(self.store, shard.part, what=_DECODE)
+            if attempts >= self.max_failures:
+                reason = f"its worker crashed {attempts} times while reading it"
+                yield failed_row(shard, index, Failure("crashed", reason))
+                return
+            for chunk in self.source.read(shard):
+                yield chunk_row(shard, index, chunk)
+                index += 1
+            clear_attempts(self.store, shard.part, what=_DECODE)
+        except Exception as error:
+            yield failed_row(shard, index, failure_of(error))
+
+
+def failure_of(error: Exception) -> Failure:
+    """Say an exception as a failure: our own errors in their words, others with their type."""
+    if isinstance(error, ZscmrError):
+        return Failure("unreadable", str(error))
+    return Failure("error", f"{type(error).__name__}: {error}")

@@ -1,0 +1,140 @@
+"""The encode step: an actor that turns one chunk row at a time into staged tables and a small result row.
+
+The model is built once per actor with a fixed number of torch threads: results depend on it in the last bits.
+Exceptions are handled as in `decode.py`; if single rows are the cause, they are rejected and the rest is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from zscmr_ray.errors import ZscmrError
+from zscmr_ray.schema import RejectCode, rejected_schema
+from zscmr_ray.stages.plane.chunks import (
+    ChunkResult,
+    EncodedChunk,
+    Encoder,
+    EncoderBuilder,
+    Failure,
+    RejectedRow,
+    read_chunk_row,
+    result_row,
+)
+from zscmr_ray.stages.plane.decode import failure_of
+from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt, write_chunk
+from zscmr_ray.storage import Store
+
+REJECTED = "rejected"
+
+
+class EncodeChunks:
+    """Callable class for `map_batches` over chunk rows, one per call."""
+
+    def __init__(self, build: EncoderBuilder, store: Store, *, max_failures: int, threads: int) -> None:
+        self.store, self.max_failures = store, max_failures
+        self._encoder: Encoder | None = None
+        self._build_error: ZscmrError | None = None
+        set_torch_threads(threads)
+        try:
+            self._encoder = build()
+        except ZscmrError as error:
+            # Ray reports a failing constructor as a dead actor, without its cause: the first chunk raises it.
+            self._build_error = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Encode one chunk, stage its tables, and say what they are."""
+        if self._build_error is not None:
+            raise self._build_error
+        header, table = read_chunk_row(batch)
+        if table is None:
+            failure = Failure(**header["failure"])
+            return result_row(ChunkResult(header["part"], header["index"], last=True, failure=failure))
+        try:
+            return result_row(self._encode(header, table))
+        except Exception as error:
+            return result_row(_failed(header, failure_of(error)))
+
+    def _encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
+        part, index, what = header["part"], header["index"], f"encode-{header['index']:06d}"
+        attempts = note_attempt(self.store, part, what=what)
+        if attempts >= self.max_failures:
+            reason = f"its worker crashed {attempts} times while encoding chunk {index}"
+            return _failed(header, Failure("crashed", reason))
+        assert self._encoder is not None
+        encoded = encode_or_isolate(self._encoder, table, shard_key=header["key"])
+        rejects = [RejectedRow(**reject) for reject in header["rejects"]] + list(encoded.rejects)
+        tables = encoded.outputs | {REJECTED: rejects_table(rejects)}
+        sha256 = write_chunk(self.store, part, index=index, tables=tables)
+        clear_attempts(self.store, part, what=what)
+        return ChunkResult(
+            part,
+            index,
+            last=header["last"],
+            num_in=header["num_in"],
+            num_filtered=header["num_filtered"],
+            num_rejected=len(rejects),
+            sha256=sha256,
+        )
+
+
+def encode_or_isolate(encoder: Encoder, table: pa.Table, *, shard_key: str) -> EncodedChunk:
+    """Encode a chunk; when that raises, reject the rows that also raise alone and encode the rest together.
+
+    The outcome depends on the chunk only. Raises what the encoder raised when every row raises: then the encoder
+    is at fault, not a row. The table needs the columns `id` and `source_offset`.
+    """
+    try:
+        return encoder.encode(table)
+    except Exception as error:
+        if table.num_rows == 0:
+            raise
+        reasons = [_raises_alone(encoder, table.slice(row, 1)) for row in range(table.num_rows)]
+        if all(reasons) and table.num_rows > 1:
+            raise
+        bad = [row for row, reason in enumerate(reasons) if reason]
+        if not bad:
+            raise error
+    kept = encoder.encode(table.take([row for row in range(table.num_rows) if row not in set(bad)]))
+    rejects = tuple(
+        RejectedRow(
+            table["id"][row].as_py(),
+            shard_key,
+            table["source_offset"][row].as_py(),
+            "encode",
+            RejectCode.ENCODE_FAILED,
+            str(reasons[row]),
+        )
+        for row in bad
+    )
+    return EncodedChunk(kept.outputs, rejects + kept.rejects)
+
+
+def rejects_table(rejects: list[RejectedRow]) -> pa.Table:
+    """Rejected rows in the order of their offsets, as a table (the file's metadata is set at commit)."""
+    ordered = sorted(rejects, key=lambda reject: reject.offset)
+    schema = rejected_schema({}).remove_metadata()
+    columns = {name: [getattr(reject, name) for reject in ordered] for name in schema.names}
+    return pa.table(columns, schema=schema)
+
+
+def set_torch_threads(threads: int) -> None:
+    """Fix torch's threads in this process. Ray's own setting follows logical CPUs, which are only a schedule."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _raises_alone(encoder: Encoder, row: pa.Table) -> str | None:
+    try:
+        encoder.encode(row)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _failed(header: dict[str, Any], failure: Failure) -> ChunkResult:
+    return ChunkResult(
+        header["part"], header["index"], last=header["last"], num_in=header["num_in"], failure=failure
+    )

@@ -1,0 +1,94 @@
+"""How wide preprocess and embed run: encoder actors and their logical CPUs, as a pure function of the cluster.
+
+Logical CPUs are Ray's schedule, not a limit; threads are what runs. The one thing that must never happen is that
+encoders take every logical CPU of a node: decode tasks then have nowhere to run, and the job hangs without an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zscmr_ray.config import PlaneSection
+from zscmr_ray.errors import ConfigError
+
+# On CPU encoding takes about nine times the work of decoding (38 against 350 images per CPU-second), so a tenth of
+# a node is kept for decode; beside a GPU it is the other way round, and encoders hold little of the CPUs.
+_DECODE_SHARE_BESIDE_CPU = 0.1
+_DECODE_SHARE_BESIDE_GPU = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResources:
+    """Logical CPUs and GPUs of one alive node."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The number of encoder actors, and the logical CPUs of one of them and of one decode task."""
+
+    num_encoders: int
+    encoder_cpus: float
+    decode_cpus: float
+
+
+def fit_width(
+    nodes: Sequence[NodeResources], plane: PlaneSection, *, max_encoders: int | None = None
+) -> Width:
+    """Fit encoders to the nodes so that every node that hosts one still runs a decode task.
+
+    `max_encoders` bounds the automatic number (small inputs are not worth more start-ups); `plane.num_encoders`
+    overrides it. Raises ConfigError when encoders need GPUs that no node has.
+
+    Two cores: two encoders of one thread hold 0.75 CPU each and leave 0.5, one decode task.
+
+    >>> fit_width([NodeResources(2)], PlaneSection())
+    Width(num_encoders=2, encoder_cpus=0.75, decode_cpus=0.5)
+    >>> fit_width([NodeResources(16)], PlaneSection(encoder_threads=2))
+    Width(num_encoders=8, encoder_cpus=1.8, decode_cpus=0.5)
+    >>> fit_width([NodeResources(1)], PlaneSection())
+    Width(num_encoders=1, encoder_cpus=0.5, decode_cpus=0.5)
+    >>> fit_width([NodeResources(16, gpus=2)], PlaneSection(encoder_gpus=1))
+    Width(num_encoders=2, encoder_cpus=1.0, decode_cpus=0.5)
+    >>> fit_width([NodeResources(0), NodeResources(4), NodeResources(4)], PlaneSection(num_encoders=3))
+    Width(num_encoders=3, encoder_cpus=0.87, decode_cpus=0.5)
+    """
+    # A node with less than one decode task's CPUs can still run smaller ones.
+    largest_cpus = max((node.cpus for node in nodes), default=1.0) or 1.0
+    decode_cpus = min(plane.decode_cpus, _floor(largest_cpus / 2))
+    hosts = [(node, _capacity(node, plane)) for node in nodes if node.cpus > decode_cpus]
+    hosts = [(node, capacity) for node, capacity in hosts if capacity]
+    if plane.encoder_gpus and not hosts:
+        raise ConfigError(
+            "encoders need GPUs that no node has",
+            got=f"encoder_gpus={plane.encoder_gpus}, nodes with {[node.gpus for node in nodes]} GPUs",
+            remedy="set encoder_gpus=0 to encode on CPU, or use a cluster with GPUs",
+        )
+    fitted = sum(capacity for _, capacity in hosts) or 1
+    wanted = plane.num_encoders or min(fitted, max_encoders or fitted)
+    # More actors than fit are made to fit by smaller shares: Ray then places them, and threads oversubscribe.
+    crowding = max(1.0, wanted / fitted)
+    shares = [_share(node, capacity, plane, decode_cpus) / math.ceil(crowding) for node, capacity in hosts]
+    share = min(shares, default=_floor(largest_cpus - decode_cpus))
+    return Width(wanted, _floor(min(share, plane.encoder_threads)), decode_cpus)
+
+
+def _capacity(node: NodeResources, plane: PlaneSection) -> int:
+    if plane.encoder_gpus:
+        return math.floor(node.gpus / plane.encoder_gpus)
+    # A node smaller than an encoder's threads still hosts one: slower, but it works.
+    return max(1, math.floor(node.cpus / plane.encoder_threads)) if node.cpus else 0
+
+
+def _share(node: NodeResources, capacity: int, plane: PlaneSection, decode_cpus: float) -> float:
+    share = _DECODE_SHARE_BESIDE_GPU if plane.encoder_gpus else _DECODE_SHARE_BESIDE_CPU
+    return (node.cpus - max(decode_cpus, share * node.cpus)) / capacity
+
+
+def _floor(cpus: float) -> float:
+    """Hundredths, rounded down: Ray's own unit is 0.0001, and sums must stay below the node's CPUs."""
+    return math.floor(cpus * 100 + 1e-6) / 100

@@ -1,0 +1,255 @@
+"""The driver: runs decode and encode through Ray Data, counts results, commits shards as they complete.
+
+Nothing in flight needs an order, and nothing of the data passes through here. A rerun is the shards without a valid
+commit. Requires a running Ray; never starts or stops one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from zscmr_ray.config import PlaneSection
+from zscmr_ray.errors import DataError, ZscmrError
+from zscmr_ray.progress import Progress
+from zscmr_ray.stages.plane.chunks import (
+    ChunkResult,
+    EncoderBuilder,
+    Failure,
+    Shard,
+    Source,
+    batch_shards,
+    result_of,
+    task_row,
+)
+from zscmr_ray.stages.plane.commit import Commit, commit_part, valid_commits
+from zscmr_ray.stages.plane.decode import DecodeShards, failure_of
+from zscmr_ray.stages.plane.encode import EncodeChunks
+from zscmr_ray.stages.plane.resources import NodeResources, Width, fit_width
+from zscmr_ray.stages.plane.staging import STAGING, shard_prefix
+from zscmr_ray.storage import Store
+
+# Chunks waiting at an actor: one being encoded, one ready beside it. More only fills the object store.
+_CHUNKS_PER_ACTOR = 3
+_NAMED_SHARDS = 20
+
+
+@dataclass(frozen=True)
+class PlaneJob:
+    """All that one run needs: where, what, how to read and how to encode."""
+
+    stage: str
+    store: Store
+    shards: list[Shard]
+    source: Source
+    build_encoder: EncoderBuilder
+    plane: PlaneSection
+    item_output: str = ""
+    max_encoders: int | None = None
+
+
+def run_plane(job: PlaneJob) -> list[Commit]:
+    """Do every shard that has no valid commit yet, and return all commits.
+
+    Raises DataError naming the shards that could not be done, after all others were committed.
+    """
+    commits = valid_commits(job.store, job.shards)
+    if commits:
+        print(f"{job.stage}: {len(commits)} of {len(job.shards)} shards were done before", file=sys.stderr)
+    # Attempts of an earlier run do not count, and its chunks are encoded again (same bytes).
+    job.store.delete_tree(STAGING)
+    failures: dict[str, Failure] = {}
+    pending = [shard for shard in job.shards if shard.part not in commits]
+    is_retry = False
+    while pending:
+        # A worker that crashes for good can take chunks of its neighbours in the task with it (Ray does not emit
+        # again what the first attempt emitted), so what is missing is done once more, each shard on its own.
+        tasks = [[shard] for shard in pending] if is_retry else batch_shards(pending)
+        outcome = _execute(job, tasks)
+        commits |= outcome.commits
+        failures |= outcome.failures
+        pending = [shard for shard in pending if shard.part not in commits.keys() | failures.keys()]
+        if is_retry:
+            failures |= {shard.part: Failure("missing", "chunks never arrived") for shard in pending}
+            break
+        is_retry = True
+    if failures:
+        raise _failed_shards(job, failures)
+    return [commits[shard.part] for shard in job.shards]
+
+
+@dataclass
+class _Outcome:
+    commits: dict[str, Commit] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+
+def _execute(job: PlaneJob, tasks: list[list[Shard]]) -> _Outcome:
+    shards = {shard.part: shard for task in tasks for shard in task}
+    known = [shard.num_rows for shard in shards.values()]
+    total = sum(rows for rows in known if rows is not None) if None not in known else None
+    committer = _Committer(job)
+    arrived: dict[str, dict[int, ChunkResult]] = {}
+    with Progress(job.stage, total=total, unit="rows") as progress:
+        for result in _results(job, tasks):
+            chunks = arrived.setdefault(result.part, {})
+            if result.index not in chunks:
+                progress.advance(result.num_in, note=f"{committer.num_done}/{len(shards)} shards")
+            chunks[result.index] = result
+            if _is_whole(chunks):
+                committer.submit(shards[result.part], list(arrived.pop(result.part).values()))
+        return committer.finish()
+
+
+def _is_whole(chunks: dict[int, ChunkResult]) -> bool:
+    last = [index for index, result in chunks.items() if result.last]
+    return bool(last) and len(chunks) == last[0] + 1
+
+
+class _Committer:
+    """Commits shards in Ray tasks of their own, a few at a time, while encoding goes on.
+
+    They ask for no logical CPU: a commit must never wait for one that the pipeline holds.
+    """
+
+    _IN_FLIGHT = 4
+
+    def __init__(self, job: PlaneJob) -> None:
+        self._task = ray.remote(num_cpus=0, max_retries=3)(_commit)
+        self._job = job
+        self._running: dict[Any, str] = {}
+        self._outcome = _Outcome()
+
+    @property
+    def num_done(self) -> int:
+        return len(self._outcome.commits)
+
+    def submit(self, shard: Shard, results: list[ChunkResult]) -> None:
+        failed = [result for result in results if result.failure is not None]
+        if failed:
+            assert failed[0].failure is not None
+            self._outcome.failures[shard.part] = failed[0].failure
+            return
+        reference = self._task.remote(self._job.store, shard, results, self._job.item_output)
+        self._running[reference] = shard.part
+        self._collect(wait=len(self._running) >= self._IN_FLIGHT)
+
+    def finish(self) -> _Outcome:
+        while self._running:
+            self._collect(wait=True)
+        return self._outcome
+
+    def _collect(self, *, wait: bool) -> None:
+        done, _ = ray.wait(list(self._running), num_returns=1, timeout=None if wait else 0)
+        for reference in done:
+            part = self._running.pop(reference)
+            outcome = ray.get(reference)
+            if isinstance(outcome, Failure):
+                self._outcome.failures[part] = outcome
+            else:
+                self._outcome.commits[part] = outcome
+                self._job.store.delete_tree(shard_prefix(part))
+
+
+def _commit(store: Store, shard: Shard, results: list[ChunkResult], item_output: str) -> Commit | Failure:
+    try:
+        return commit_part(store, shard, results, item_output=item_output)
+    except Exception as error:
+        return failure_of(error)
+
+
+def _results(job: PlaneJob, tasks: list[list[Shard]]) -> Iterator[ChunkResult]:
+    """Stream the results of decode and encode, in whatever order they come."""
+    width = cluster_width(job.plane, max_encoders=job.max_encoders)
+    with _data_context():
+        dataset = ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
+        chunks = dataset.map_batches(
+            DecodeShards(job.source, job.store, max_failures=job.plane.max_shard_failures).__call__,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=width.decode_cpus,
+        )
+        results = chunks.map_batches(
+            EncodeChunks,
+            fn_constructor_args=(job.build_encoder, job.store),
+            fn_constructor_kwargs={
+                "max_failures": job.plane.max_shard_failures,
+                "threads": job.plane.encoder_threads,
+            },
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(
+                size=width.num_encoders, max_tasks_in_flight_per_actor=_CHUNKS_PER_ACTOR
+            ),
+            num_cpus=width.encoder_cpus,
+            num_gpus=job.plane.encoder_gpus,
+        )
+        try:
+            for row in results.iter_rows():
+                yield result_of(row["result"])
+        except RayError as error:
+            raise _cause_of(error) or error from error
+
+
+def cluster_width(plane: PlaneSection, *, max_encoders: int | None = None) -> Width:
+    """Fit the encoders to the cluster that is connected."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [NodeResources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
+    return fit_width(nodes, plane, max_encoders=max_encoders)
+
+
+@contextlib.contextmanager
+def _data_context() -> Iterator[None]:
+    """Ray Data set up for chunks, and its chatter off, for the length of a block."""
+    context = DataContext.get_current()
+    names = ("target_max_block_size", "enable_progress_bars", "print_on_execution_start")
+    before = {name: getattr(context, name) for name in names}
+    log = logging.getLogger("ray.data")
+    level = log.level
+    # Blocks otherwise fill up to 128 MiB, seconds of work, before the first chunk travels. One byte = one row each.
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Fewer chunks than encoders is no fault: tiny inputs and the rerun of a single shard.
+            warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
+            yield
+    finally:
+        log.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+def _cause_of(error: BaseException) -> ZscmrError | None:
+    """Our own error inside what Ray wrapped around it."""
+    layer: BaseException | None = error
+    while layer is not None and not isinstance(layer, ZscmrError):
+        inner = getattr(layer, "cause", None)
+        layer = inner if isinstance(inner, BaseException) else layer.__cause__
+    return layer
+
+
+def _failed_shards(job: PlaneJob, failures: dict[str, Failure]) -> DataError:
+    keys = {shard.part: shard.key for shard in job.shards}
+    named = [f"{keys[part]} ({failure.reason})" for part, failure in sorted(failures.items())]
+    more = f" and {len(named) - _NAMED_SHARDS} more" if len(named) > _NAMED_SHARDS else ""
+    return DataError(
+        f"{job.stage}: {len(failures)} of {len(job.shards)} shards could not be done; the others are committed",
+        got="; ".join(named[:_NAMED_SHARDS]) + more,
+        expected="every shard readable",
+        remedy="run the same command again if the cause has passed; else repair or remove these shards "
+        "and run with --overwrite",
+    )

@@ -1,0 +1,82 @@
+"""The bookkeeping below `_staging/` of a stage directory: chunk results waiting for their shard, and attempts.
+
+A chunk file is written atomically and its bytes depend on the chunk alone, so that writing it twice (a retried
+task) changes nothing. Nothing here is output: the commit reads it, the end of the stage deletes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from zscmr_ray.errors import DataError
+from zscmr_ray.stages.plane.chunks import ipc_to_table, table_to_ipc
+from zscmr_ray.storage import Store
+
+STAGING = "_staging"
+
+
+def shard_prefix(part: str) -> str:
+    """The staging folder of one part."""
+    return f"{STAGING}/{PurePosixPath(part).stem}"
+
+
+def chunk_key(part: str, index: int) -> str:
+    """The file of one chunk's result."""
+    return f"{shard_prefix(part)}/chunk-{index:06d}"
+
+
+def write_chunk(store: Store, part: str, *, index: int, tables: Mapping[str, pa.Table]) -> str:
+    """Stage the tables of one chunk in one atomic put: a line of JSON with their sizes, then Arrow IPC streams.
+
+    Returns the sha256 of the file in hex.
+    """
+    buffers = {name: table_to_ipc(table) for name, table in sorted(tables.items())}
+    header = json.dumps({name: buffer.size for name, buffer in buffers.items()}) + "\n"
+    # Streams start at a multiple of 64 bytes: Arrow then reads them in place.
+    padded = header.rstrip("\n").encode().ljust(-len(header) % 64 + len(header) - 1) + b"\n"
+    digest = hashlib.sha256()
+    with store.open_write(chunk_key(part, index)) as file:
+        for piece in (padded, *buffers.values()):
+            file.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_chunk(store: Store, part: str, *, index: int, sha256: str) -> dict[str, pa.Table]:
+    """Read a staged chunk back; raises DataError when it is not what the encoder wrote."""
+    data = store.read_bytes(chunk_key(part, index))
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(
+            "a staged chunk changed on disk",
+            got=f"{store.uri}/{chunk_key(part, index)}",
+            expected=f"sha256 {sha256}",
+            remedy="run the stage again; two runs must not share a directory",
+        )
+    start = data.index(b"\n") + 1
+    buffer, tables = pa.py_buffer(data), {}
+    for name, size in json.loads(data[:start]).items():
+        tables[name] = ipc_to_table(buffer.slice(start, size))
+        start += size
+    return tables
+
+
+def note_attempt(store: Store, part: str, *, what: str) -> int:
+    """Note that some work on a part begins; returns how often it began before without an end.
+
+    Ray retries the task of a crashed worker for ever; these notes are how the next attempt knows.
+    """
+    prefix = f"{shard_prefix(part)}/attempts/{what}"
+    earlier = len(store.list(prefix))
+    store.write_bytes(f"{prefix}/{uuid.uuid4().hex}", b"")
+    return earlier
+
+
+def clear_attempts(store: Store, part: str, *, what: str) -> None:
+    """Forget the attempts at some work: it came to its end."""
+    store.delete_tree(f"{shard_prefix(part)}/attempts/{what}")

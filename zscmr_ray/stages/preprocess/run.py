@@ -1,0 +1,94 @@
+"""The preprocess stage: what is read, what it depends on, what its manifest says."""
+
+from __future__ import annotations
+
+import sys
+
+from zscmr_ray.config import Config
+from zscmr_ray.manifest import Manifest, StageKey, input_fingerprint, open_stage
+from zscmr_ray.stages import StageResult, stage_store
+from zscmr_ray.stages.plane.commit import clear_bookkeeping, finish_stage
+from zscmr_ray.stages.preprocess.inputs import find_input, find_shards
+from zscmr_ray.stages.preprocess.source import PairSource, PixelSpec
+from zscmr_ray.storage import Store
+
+STAGE = "preprocess"
+
+
+def run_preprocess(config: Config, *, overwrite: bool = False) -> StageResult:
+    """Turn the shards of `data.input_uri` into pairs with cached features, resuming by shard.
+
+    Needs a running Ray unless everything is there already. Raises DataError naming shards that could not be read,
+    after all others were committed; RefusedError when the directory belongs to other settings or input.
+    """
+    # Here and not above: torch costs seconds, and decode workers import this package too.
+    from zscmr_ray.stages.preprocess.encoder import BuildPairEncoder, describe_backbones
+
+    section = config.preprocess
+    source_store, files = find_input(config.data.input_uri)
+    shards = find_shards(files, config.data)
+    info = describe_backbones(section)
+    key = StageKey(
+        stage=STAGE,
+        config=config.stage_config("data", STAGE)
+        | {name: info[name]["weights_sha256"] for name in ("image_backbone", "text_backbone")},
+        input_fingerprint=input_fingerprint(files),
+    )
+    store = stage_store(config, STAGE)
+    complete = open_stage(store, key, overwrite=overwrite)
+    if complete is not None:
+        clear_bookkeeping(store)
+        return _result(store, complete, skipped=True)
+    # Ray is needed from here on only: a stage that is done returns without it.
+    from zscmr_ray.stages.plane.run import PlaneJob, run_plane
+
+    if config.data.max_items_per_class is not None:
+        from zscmr_ray.stages.preprocess.cap import cap_classes
+
+        shards = cap_classes(source_store, config.data, shards, cpus=section.decode_cpus)
+    spec = info["image_backbone"]["spec"]
+    source = PairSource(
+        input=source_store,
+        data=config.data,
+        pixels=PixelSpec(spec["size_px"], spec["crop_fraction"], spec["interpolation"]),
+        chunk_rows=section.chunk_rows,
+        thumbnail_px=section.thumbnail_px,
+        keep_images=section.keep_images,
+    )
+    provenance = {"stage": STAGE, "config_hash": key.config_hash} | _provenance(info)
+    commits = run_plane(
+        PlaneJob(
+            stage=STAGE,
+            store=store,
+            shards=shards,
+            source=source,
+            build_encoder=BuildPairEncoder(section, provenance),
+            plane=section,
+        )
+    )
+    manifest = finish_stage(store, key, commits, info=info)
+    _print_rejects(manifest)
+    return _result(store, manifest, skipped=False)
+
+
+def _provenance(info: dict[str, object]) -> dict[str, object]:
+    """The manifest's facts that also stand in every file: all but the long list of class names."""
+    teacher = info["teacher"]
+    if isinstance(teacher, dict):
+        teacher = {name: value for name, value in teacher.items() if name != "class_names"}
+    return info | {"teacher": teacher}
+
+
+def _print_rejects(manifest: Manifest) -> None:
+    codes = {
+        name.removeprefix("rejected_"): count
+        for name, count in manifest.counts.items()
+        if name.startswith("rejected_")
+    }
+    if codes:
+        listed = ", ".join(f"{count} {code}" for code, count in codes.items())
+        print(f"{STAGE}: rejected {listed} (reasons in rejected/)", file=sys.stderr)
+
+
+def _result(store: Store, manifest: Manifest, *, skipped: bool) -> StageResult:
+    return StageResult(STAGE, store.uri, skipped=skipped, counts=manifest.counts, info=manifest.info)
