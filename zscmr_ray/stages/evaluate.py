@@ -1,0 +1,196 @@
+"""Evaluate a trained checkpoint on seen and unseen classes, beside chance, CCA and ConSE; write the report.
+
+What it is: reads `pairs/` and `checkpoint/`, encodes the rows of the protocol, calls `retrieval/`, writes report.json,
+examples.json and report.html, the manifest last. What it is not: a place where anything is selected: lambda and tau
+come from the checkpoint (or the configuration, which the report then says).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from zscmr_ray.config import Config
+from zscmr_ray.engine.checkpoint import CheckpointMeta, load_checkpoint
+from zscmr_ray.errors import RefusedError
+from zscmr_ray.manifest import (
+    Manifest,
+    StageKey,
+    hash_json,
+    open_stage,
+    part_record,
+    require_manifest,
+    write_manifest,
+)
+from zscmr_ray.models.base import LABEL
+from zscmr_ray.retrieval.protocol import DIRECTIONS, ClassGroups, Towers, evaluate_method, variants
+from zscmr_ray.stages import StageResult, stage_store
+from zscmr_ray.stages.evaluate_baselines import Baseline, make_baselines
+from zscmr_ray.stages.evaluate_examples import make_examples
+from zscmr_ray.stages.evaluate_facts import class_groups, describe_data, describe_model, notes, selection_note
+from zscmr_ray.stages.evaluate_rows import (
+    EncodedRows,
+    choose_ids,
+    encode_rows,
+    read_pairs_table,
+    read_thumbnails,
+)
+from zscmr_ray.stages.report import EXAMPLES, REPORT, plain_values, render_report
+from zscmr_ray.stages.report.tables import main_method, text_summary
+from zscmr_ray.storage import Store
+
+COUNTER = "unseen_evaluations.json"
+VARIANT_NAMES = {"regions": "regions", "labels": "label distributions", "both": "both (fused)"}
+
+
+def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
+    """Evaluate the run's checkpoint on its pairs and write the report; returns at once when it is there.
+
+    Raises DataError when an earlier stage is missing or no test row is left, RefusedError for an untrained checkpoint or
+    one trained on features of other backbones.
+    """
+    pairs_store, checkpoint_store, store = (
+        stage_store(config, stage) for stage in ("preprocess", "train", "evaluate")
+    )
+    pairs, trained = require_manifest(pairs_store, "preprocess"), require_manifest(checkpoint_store, "train")
+    key = StageKey(
+        stage="evaluate",
+        config=config.stage_config("evaluate"),
+        input_fingerprint=hash_json([pairs.fingerprint, trained.fingerprint]),
+    )
+    # Read before the directory is claimed: --overwrite clears it, but what was looked at stays looked at.
+    counter = Counter(store.read_json(COUNTER)) if store.exists(COUNTER) else Counter()
+    complete = open_stage(store, key, overwrite=overwrite)
+    if complete is not None:
+        return StageResult("evaluate", store.uri, skipped=True, counts=complete.counts, info=complete.info)
+    model, meta = load_checkpoint(checkpoint_store)
+    check_inputs(pairs, meta)
+    groups = class_groups(meta)
+    table = read_pairs_table(pairs_store, pairs)
+    ids, num_without_group = choose_ids(table, groups)
+    rows = encode_rows(pairs_store, pairs, model, ids=ids, batch_rows=config.evaluate.batch_rows)
+    counter[meta.fingerprint] += 1
+    store.write_json(COUNTER, dict(counter))
+    label_weight = meta.label_weight if config.evaluate.label_weight is None else config.evaluate.label_weight
+    ours = variants(rows.image_ND, rows.text_MD, model.blocks, label_weight=label_weight)
+    teacher = pairs.info["teacher"]
+    teacher_names = teacher["class_names"] if teacher else None
+    baselines = make_baselines(rows, groups, meta, teacher_names)
+    report = make_report(
+        config,
+        rows=rows,
+        groups=groups,
+        meta=meta,
+        ours=ours,
+        baselines=baselines,
+        facts={
+            "num_without_group": num_without_group,
+            "teacher_names": teacher_names,
+            "unseen_evaluations": counter[meta.fingerprint],
+            "label_weight": label_weight,
+        },
+    )
+    examples = make_examples(
+        rows,
+        ours[report["main"]],
+        groups,
+        num_queries=config.evaluate.num_gallery_queries,
+        crop_fraction=float(pairs.info["image_backbone"]["spec"]["crop_fraction"]),
+        read_thumbnails=lambda names: read_thumbnails(pairs_store, pairs, names),
+    )
+    return _write(store, key, report, examples)
+
+
+def check_inputs(pairs: Manifest, meta: CheckpointMeta) -> None:
+    """Refuse a checkpoint that was never trained, or whose backbones are not those of the cached features."""
+    if int(meta.selection.get("steps", 0)) == 0:
+        raise RefusedError(
+            "the checkpoint is untrained: its numbers would be those of random weights",
+            got=f"{meta.fingerprint[:12]} with 0 training steps",
+            expected="a checkpoint written by `zscmr train`",
+            remedy="train first",
+        )
+    for side, record in (("image_backbone", meta.image_backbone), ("text_backbone", meta.text_backbone)):
+        found = pairs.info[side]["weights_sha256"]
+        if found != record.weights_sha256:
+            raise RefusedError(
+                f"the pairs' features come from another {side.replace('_', ' ')} than the checkpoint's",
+                got=f"pairs: {pairs.info[side]['id']} {found}",
+                expected=f"checkpoint: {record.id} {record.weights_sha256}",
+                remedy="preprocess and train with the same backbones",
+            )
+
+
+def make_report(
+    config: Config,
+    *,
+    rows: EncodedRows,
+    groups: ClassGroups,
+    meta: CheckpointMeta,
+    ours: dict[str, Towers],
+    baselines: list[Baseline],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Return report.json: the numbers of every method and everything that says how they came about."""
+    settings = {"num_resamples": config.evaluate.bootstrap_resamples, "seed": config.evaluate.seed}
+    methods = [(key, f"{meta.method.upper()}, {VARIANT_NAMES[key]}", towers) for key, towers in ours.items()]
+    methods += [(one.key, one.name, one.towers) for one in baselines if one.towers is not None]
+    report = {
+        "title": f"Zero-shot image–text retrieval: {meta.method.upper()}",
+        "model": describe_model(meta),
+        "data": describe_data(
+            rows,
+            groups,
+            meta,
+            num_without_group=facts["num_without_group"],
+            teacher_names=facts["teacher_names"],
+        ),
+        "settings": {
+            **settings,
+            "label_weight": facts["label_weight"] if LABEL in {block.name for block in meta.blocks} else 0.0,
+            "label_temperature": meta.label_temperature,
+            "label_weight_from_config": config.evaluate.label_weight is not None,
+        },
+        "selection": meta.selection,
+        "selection_note": selection_note(meta),
+        "unseen_evaluations": facts["unseen_evaluations"],
+        "methods": [
+            {"key": key, "name": name} | evaluate_method(towers, rows.corpus, groups, **settings)
+            for key, name, towers in methods
+        ],
+        "not_run": [{"name": one.name, "reason": one.reason} for one in baselines if one.towers is None],
+        "notes": notes(groups),
+    }
+    report["main"] = main_method(report)["key"]
+    return plain_values(report)
+
+
+def _write(store: Store, key: StageKey, report: dict[str, Any], examples: dict[str, Any]) -> StageResult:
+    """Write the documents, the page, and the manifest last.
+
+    The page is in no checksum: it is rendered again when queries of the service are added to it.
+    """
+    store.write_json(REPORT, report)
+    store.write_json(EXAMPLES, plain_values(examples))
+    page_uri = render_report(store)
+    conditions = main_method(report)["classes"].values()
+    counts = {
+        "methods": len(report["methods"]),
+        "items": report["data"]["num_items"],
+        "queries": sum(
+            one[name]["num_queries"]
+            for one in conditions
+            for name in DIRECTIONS
+            if "num_queries" in one[name]
+        ),
+    }
+    info = {"page": page_uri.rsplit("/", 1)[-1], "summary": text_summary(report)}
+    manifest = Manifest(
+        key=key,
+        config_hash=key.config_hash,
+        counts=counts,
+        parts=[part_record(store, name) for name in (EXAMPLES, REPORT)],
+        info=info,
+    )
+    write_manifest(store, manifest)
+    return StageResult("evaluate", store.uri, skipped=False, counts=counts, info=info)

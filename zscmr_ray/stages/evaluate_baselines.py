@@ -1,0 +1,80 @@
+"""The training-free baselines beside the model: CCA fitted on the training rows, ConSE from the teacher's class names.
+
+What it is: the same rows as the model's, other vectors, or the reason why a baseline cannot be had. What it is not:
+the baselines' mathematics (`models/cca.py`, `models/conse.py`). Chance needs no vectors: it is beside every number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zscmr_ray.engine.checkpoint import CheckpointMeta
+from zscmr_ray.models.backbones import load_text_backbone, synonyms
+from zscmr_ray.models.cca import CCA
+from zscmr_ray.models.conse import ConSE, class_name_vectors
+from zscmr_ray.retrieval.protocol import ClassGroups, Towers
+from zscmr_ray.stages.evaluate_rows import EncodedRows
+
+MIN_CCA_PAIRS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A baseline's towers, or why it was not run."""
+
+    key: str
+    name: str
+    towers: Towers | None
+    reason: str = ""
+
+
+def make_baselines(
+    rows: EncodedRows, groups: ClassGroups, meta: CheckpointMeta, teacher_names: Sequence[str] | None
+) -> list[Baseline]:
+    """Return CCA and ConSE for the rows."""
+    return [_cca(rows, groups), _conse(rows, meta, teacher_names)]
+
+
+def shared_names(classes: Sequence[str], teacher_names: Sequence[str]) -> list[str]:
+    """Return the classes that carry the name of a teacher class: same words, any synonym, plural or not.
+
+    >>> shared_names(["T-shirts", "face-smiling"], ["jersey, T-shirt, tee shirt"])
+    ['T-shirts']
+    """
+    known = {_folded(word) for name in teacher_names for word in synonyms(name)}
+    return [name for name in classes if _folded(name) in known]
+
+
+def _folded(name: str) -> str:
+    words = name.lower().replace("-", " ").replace("_", " ").split()
+    return " ".join(word.removesuffix("s") for word in words)
+
+
+def _cca(rows: EncodedRows, groups: ClassGroups) -> Baseline:
+    corpus = rows.corpus
+    trained_N = corpus.partition_N == "train"
+    if groups.classes:
+        trained_N &= groups.of_items(corpus.labels) == "S"
+    captions = np.flatnonzero(trained_N[corpus.text_item_M])
+    if len(captions) < MIN_CCA_PAIRS:
+        reason = f"{len(captions)} training pairs; it needs at least {MIN_CCA_PAIRS}"
+        return Baseline("cca", "CCA", None, reason)
+    fitted = CCA.fit(rows.image_mean_NF[corpus.text_item_M[captions]], rows.text_mean_MF[captions])
+    towers = Towers.symmetric(fitted.image(rows.image_mean_NF), fitted.text(rows.text_mean_MF))
+    return Baseline("cca", "CCA", towers)
+
+
+def _conse(rows: EncodedRows, meta: CheckpointMeta, teacher_names: Sequence[str] | None) -> Baseline:
+    if meta.teacher is None or rows.prior_logits_NC is None:
+        return Baseline("conse", "ConSE", None, "the pairs have no teacher logits")
+    if teacher_names is None:
+        return Baseline("conse", "ConSE", None, "the teacher's classes have no names here")
+    text = load_text_backbone(meta.text_backbone.id, max_tokens=meta.max_tokens)
+    conse = ConSE(class_name_vectors(text, teacher_names))
+    image = conse.image(torch.from_numpy(rows.prior_logits_NC))
+    sentence = torch.nn.functional.normalize(torch.from_numpy(rows.text_mean_MF), dim=1)
+    return Baseline("conse", "ConSE", Towers.symmetric(image.numpy(), sentence.numpy()))
