@@ -1,0 +1,1 @@
+"""Tests of the shard readers; `shards.py` beside this file writes what they read."""
