@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.noise import RowNoise
-from zscmr_ray.models.regions import RegionHead, Selection, SelfAttention
+from zscmr_ray.models.regions import RegionHead, Selection, TokenScorer
 
 WIDTH = 16
 
@@ -89,23 +90,36 @@ def test_training_noise_and_dropout_belong_to_the_row() -> None:
     assert not torch.allclose(alone, other_row, atol=1e-4)
 
 
-def test_attention_agrees_with_torch() -> None:
+def test_scores_agree_with_torch_s_attention_and_a_linear_layer() -> None:
     torch.manual_seed(1)
-    ours, theirs = (
-        SelfAttention(WIDTH, num_heads=4, dropout=0.0),
-        nn.MultiheadAttention(WIDTH, 4, batch_first=True),
-    )
+    ours = TokenScorer(WIDTH, num_heads=4, dropout=0.0)
+    theirs = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+    for bias in (ours.qkv.bias, ours.out.bias):
+        nn.init.normal_(bias)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.qkv.weight)
         theirs.in_proj_bias.copy_(ours.qkv.bias)
         theirs.out_proj.weight.copy_(ours.out.weight)
         theirs.out_proj.bias.copy_(ours.out.bias)
     tokens, lengths = torch.randn(2, 7, WIDTH), torch.tensor([7, 3])
-    padding = torch.arange(7) >= lengths[:, None]
-    expected, _ = theirs(tokens, tokens, tokens, key_padding_mask=padding, need_weights=False)
+    true = torch.arange(7) < lengths[:, None]
+    context, _ = theirs(tokens, tokens, tokens, key_padding_mask=~true, need_weights=False)
+    expected = torch.sigmoid(functional.linear(context, ours.score.weight.detach(), ours.score.bias)).squeeze(
+        2
+    )
     actual = ours(tokens, lengths, noise=None, site="a")
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(actual[1, :3], expected[1, :3], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual[true], expected[true], rtol=1e-4, atol=1e-5)
+    grad = torch.randn(2, 7)[true]
+    (actual[true] * grad).sum().backward()
+    (expected[true] * grad).sum().backward()
+    pairs = [
+        (ours.qkv.weight, theirs.in_proj_weight),
+        (ours.qkv.bias, theirs.in_proj_bias),
+        (ours.out.weight, theirs.out_proj.weight),
+        (ours.out.bias, theirs.out_proj.bias),
+    ]
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_the_attention_feeds_the_scorer_only() -> None:
@@ -113,7 +127,7 @@ def test_the_attention_feeds_the_scorer_only() -> None:
     head = make_head(ratio=1.0).train()
     region, _ = head(torch.randn(2, 5, WIDTH), torch.tensor([5, 5]), noise=noise(0, 1), side="image")
     region.sum().backward()
-    assert head.attention.qkv.weight.grad.abs().max() < 1e-6
+    assert head.scorer.qkv.weight.grad.abs().max() < 1e-6
     assert head.project[0].weight.grad.abs().max() > 0
 
 
@@ -121,8 +135,8 @@ def test_gradient_reaches_the_scorer_through_the_selection() -> None:
     head = make_head().train()
     region, _ = head(torch.randn(4, 20, WIDTH), torch.full((4,), 20), noise=noise(0, 1, 2, 3), side="image")
     region[:, 0].sum().backward()
-    assert head.attention.qkv.weight.grad.abs().max() > 0
-    assert head.score.weight.grad.abs().max() > 0
+    assert head.scorer.qkv.weight.grad.abs().max() > 0
+    assert head.scorer.score.weight.grad.abs().max() > 0
 
 
 def test_mean_selection_has_no_scorer() -> None:

@@ -36,10 +36,9 @@ class ImageTrunk(nn.Module):
         )
 
     def forward(self, regions_BRD: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return [B, R, width], 0 from each row's length on."""
-        mask_BR1 = token_mask(lengths_B, regions_BRD.shape[1])[:, :, None]
-        states_BRD: Tensor = self.project(regions_BRD.masked_fill(~mask_BR1, 0))
-        return states_BRD.masked_fill(~mask_BR1, 0)
+        """Return [B, R, width]; an image has all its regions, so that the lengths say nothing here."""
+        states_BRD: Tensor = self.project(regions_BRD)
+        return states_BRD
 
 
 class TextTrunk(nn.Module):
