@@ -75,7 +75,7 @@ def gather_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
     gathered_GF: Tensor = _GatherRows.apply(packed_BF)  # type: ignore[no-untyped-call]
     widths = [value[0].numel() for value in tensors.values()]
-    columns = gathered_GF.split(widths, dim=1)
+    columns = torch.split(gathered_GF, widths, dim=1)
     return {
         name: part_GF.reshape(-1, *value.shape[1:])
         for (name, value), part_GF in zip(tensors.items(), columns, strict=True)

@@ -1,0 +1,66 @@
+"""What an engine is: something that does one training update and can be saved and gone on with.
+
+Two engines agree with each other: DeepSpeed (engine/deepspeed.py) and the bare torch loop (engine/bare.py), which is
+the oracle of the tests and the baseline of benchmarks/train_overhead.py. The optimiser is the same object in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from zscmr_ray.config import Config, OptimSection
+from zscmr_ray.engine.schedule import learning_rate
+from zscmr_ray.engine.step import StepInputs
+
+
+class Engine(Protocol):
+    """One run's weights and optimiser state."""
+
+    def update(self, inputs: StepInputs) -> dict[str, float]:
+        """Do one step: forward, backward, clip, update. Returns the loss parts; TrainingError if they are not finite."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the alignment model's whole state on the CPU. Every rank must call it."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs into a local folder. Every rank must call it, each with a folder of its own."""
+
+    def load(self, folder: Path) -> None:
+        """Go on from a folder that holds every rank's saved files. Every rank must call it."""
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], optim: OptimSection) -> torch.optim.AdamW:
+    """Return AdamW (decoupled weight decay), fused: one kernel for all parameters, on CPU too."""
+    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: Any, *, step: int, optim: OptimSection, total_steps: int) -> float:
+    """Set every parameter group's rate for a step and return it."""
+    rate = learning_rate(step, peak=optim.lr, warmup_steps=optim.warmup_steps, total_steps=total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def as_floats(parts: dict[str, Tensor]) -> dict[str, float]:
+    """Return scalars as numbers, with one synchronisation for all of them."""
+    values = torch.stack([value.detach().float() for value in parts.values()]).tolist()
+    return dict(zip(parts, values, strict=True))
+
+
+def model_architecture(
+    config: Config, *, image_channels: int, text_channels: int, num_classes: int
+) -> dict[str, Any]:
+    """Return what `models.build.build_model` builds from: the model and loss sections and the features' widths."""
+    return {
+        **config.model.model_dump(),
+        **config.loss.model_dump(),
+        "image_channels": image_channels,
+        "text_channels": text_channels,
+        "num_classes": num_classes,
+    }

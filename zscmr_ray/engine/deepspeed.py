@@ -1,0 +1,100 @@
+"""The DeepSpeed engine: the only file that imports deepspeed, and only when an engine is made.
+
+ZeRO 0 to 3, torch's AdamW (DeepSpeed's own optimisers compile for a minute), no compiled operators on CPU.
+What it is not: precision (autocast in engine/step.py) or the schedule (engine/schedule.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+
+from zscmr_ray.config import Config
+from zscmr_ray.engine.base import as_floats, make_optimizer, set_learning_rate
+from zscmr_ray.engine.batching import rows_per_rank
+from zscmr_ray.engine.collectives import choose_backend, world_size
+from zscmr_ray.engine.step import AlignmentStep, StepInputs, check_finite
+from zscmr_ray.errors import MissingPackageError
+
+_TAG = "state"
+
+
+def engine_config(config: Config, num_workers: int) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration; the batch is divided by `rows_per_rank`, with its refusals."""
+    train = config.train
+    share = rows_per_rank(train.global_batch_size, num_workers, micro_batch_size=train.micro_batch_size)
+    return {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": share,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+
+
+class DeepSpeedEngine:
+    """Trains `AlignmentStep` under DeepSpeed; sets up a process group of one where there is none."""
+
+    def __init__(self, step: AlignmentStep, *, config: Config, total_steps: int, device: str = "cpu") -> None:
+        deepspeed = _import_deepspeed(device)
+        if not dist.is_initialized():
+            backend = choose_backend(use_gpu=device != "cpu")
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        self.optim, self.total_steps = config.optim, total_steps
+        self.zero_stage = config.train.zero_stage
+        self.step_module = step.to(device).train()
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=self.step_module,
+            optimizer=make_optimizer(step.parameters(), config.optim),
+            config=engine_config(config, world_size()),
+            dist_init_required=False,
+        )
+        self._gathered = deepspeed.zero.GatheredParameters
+
+    def update(self, inputs: StepInputs) -> dict[str, float]:
+        """Do one step; see `Engine`."""
+        set_learning_rate(self._optimizer, step=inputs.step, optim=self.optim, total_steps=self.total_steps)
+        parts = self._engine(inputs)
+        values = as_floats(parts)
+        check_finite(values["total"], inputs)
+        # The one place where DeepSpeed's mean over ranks becomes the sum that a global loss needs (DESIGN 3).
+        self._engine.backward(parts["total"] * world_size())
+        self._engine.step()
+        return values
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the model's state on the CPU, gathered from all ranks under ZeRO 3."""
+        model = self.step_module.model
+        whole = self._gathered(list(model.parameters())) if self.zero_stage == 3 else contextlib.nullcontext()
+        with whole:
+            return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        """Write DeepSpeed's checkpoint (a torch pickle: read only by `load`, after its checksums held)."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Go on from DeepSpeed's checkpoint."""
+        self._engine.load_checkpoint(str(folder), tag=_TAG)
+
+
+def _import_deepspeed(device: str) -> Any:
+    # Read once, at DeepSpeed's first import: without it DeepSpeed probes for accelerators.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if device == "cpu" else "cuda")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MissingPackageError(
+            "training needs DeepSpeed", got=str(error), remedy="pip install deepspeed==0.19.8"
+        ) from error
+    # The shared-memory collective is compiled at first use (33 s with g++); gloo does the same work without it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,109 @@
+"""What a training tells while it runs: metrics as JSON lines and TensorBoard events, and the warning of a collapse.
+
+    metrics.jsonl   {"phase", "step", "epoch", "lr", "loss/total", ...}, {"event": ...}; rewritten whole, never torn
+    tensorboard/    event files of the same numbers
+
+Both are logs: they hold times, so they are no part of the stage's manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from zscmr_ray.losses.fgcl import is_collapsed
+from zscmr_ray.storage import Store
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+class Telemetry:
+    """The log of a training: only rank 0's is active. `lines` are a resumed run's, up to where it goes on."""
+
+    def __init__(
+        self, store: Store, *, lines: Sequence[str] = (), warned: bool = False, is_active: bool = True
+    ) -> None:
+        self.store, self.lines, self.warned, self.is_active = store, list(lines), warned, is_active
+        self._fgcl: list[float] = []
+        self._collapse: list[float] = []
+        self._temporary = None if store.is_local else tempfile.TemporaryDirectory(prefix="zscmr-")
+        self._writer: Any = None
+
+    def __enter__(self) -> Telemetry:
+        # Imported here: it costs half a second, and only rank 0 of a training needs it.
+        if not self.is_active:
+            return self
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = Path(self._temporary.name if self._temporary else self.store.path(EVENTS))
+        self._writer = SummaryWriter(str(self._folder))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.is_active:
+            return
+        self.flush()
+        self._writer.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def scalars(self, *, phase: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Log numbers of a step; names are paths (`loss/fgcl`, `validation/map`)."""
+        if not self.is_active:
+            return
+        self._append({"phase": phase, "step": step, "epoch": epoch} | values)
+        for name, value in values.items():
+            self._writer.add_scalar(f"{phase}/{name}", value, step)
+
+    def event(self, name: str, *, phase: str, step: int, message: str) -> None:
+        """Log something that happened, and say it on stderr."""
+        if self.is_active:
+            self._append({"event": name, "phase": phase, "step": step, "message": message})
+        self.say(message)
+
+    def say(self, message: str) -> None:
+        """Say something on stderr."""
+        if self.is_active:
+            print(f"train: {message}", file=sys.stderr, flush=True)
+
+    def watch_collapse(self, parts: dict[str, float], *, phase: str, step: int) -> None:
+        """Warn, once, when FGCL has sat at the value of identical embeddings for some time (SCIENCE 9)."""
+        if self.warned or "fgcl" not in parts:
+            return
+        self._fgcl.append(parts["fgcl"])
+        self._collapse.append(parts["collapse_value"])
+        if not is_collapsed(self._fgcl, self._collapse):
+            del self._fgcl[:-50], self._collapse[:-50]
+            return
+        self.warned = True
+        self.event(
+            "collapsed",
+            phase=phase,
+            step=step,
+            message=(
+                f"warning: at step {step} FGCL sits at {parts['fgcl']:.4f}, the value of identical embeddings "
+                f"(m1 + w m2 = {parts['collapse_value']:.4f}): the region head has collapsed. Try a lower optim.lr, "
+                "a smaller train.global_batch_size, or model.selection=mean"
+            ),
+        )
+
+    def flush(self) -> None:
+        """Put the lines and the event files in the store."""
+        if not self.is_active:
+            return
+        self.store.write_bytes(METRICS, "".join(line + "\n" for line in self.lines).encode())
+        self._writer.flush()
+        if self._temporary is not None:
+            for path in sorted(self._folder.iterdir()):
+                self.store.put_file(f"{EVENTS}/{path.name}", path)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self.lines.append(json.dumps(record, sort_keys=True))

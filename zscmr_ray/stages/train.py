@@ -1,0 +1,186 @@
+"""The train stage: class split, Ray Train workers under DeepSpeed, a self-describing checkpoint, the manifest last.
+
+The same command after a kill goes on from the newest resumable state (engine/resume.py). What it is not: the training
+itself (engine/run.py) or what a worker does (stages/train_loop.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from zscmr_ray.config import Config
+from zscmr_ray.data.order import steps_per_epoch
+from zscmr_ray.data.splits import ClassSplit, count_classes, make_class_split, training_rows
+from zscmr_ray.errors import ConfigError, DataError, TrainingError, ZscmrError
+from zscmr_ray.manifest import Manifest, StageKey, open_stage, part_record, require_manifest, write_manifest
+from zscmr_ray.stages import StageResult, stage_store
+from zscmr_ray.storage import Store
+
+STAGE = "train"
+SECTIONS = ("split", "model", "loss", "optim", "train")
+
+
+def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
+    """Train the alignment network on the seen classes of the pairs, going on where a killed run stopped.
+
+    Needs a running Ray unless everything is there already. Raises DataError for classes that cannot be split,
+    ConfigError for a batch that cannot be divided, TrainingError for a loss that is not finite (step and row ids).
+    """
+    pairs = stage_store(config, "preprocess")
+    manifest = require_manifest(pairs, "preprocess")
+    parts = tuple(part.name for part in manifest.parts if part.name.startswith("part-"))
+    split, counts = plan_training(config, pairs, parts)
+    key = StageKey(stage=STAGE, config=config.stage_config(*SECTIONS), input_fingerprint=manifest.fingerprint)
+    store = stage_store(config, STAGE)
+    complete = open_stage(store, key, overwrite=overwrite)
+    if complete is not None:
+        _delete_resume_states(store)
+        return StageResult(STAGE, store.uri, skipped=True, counts=complete.counts, info=complete.info)
+    pairs.write_bytes(f"splits/{split.file_name}", split.to_json().encode())
+    print(f"train: {', '.join(f'{value} {name}' for name, value in counts.items())}", file=sys.stderr)
+    # Here and not above: Ray and torch cost seconds, and a finished stage returns without them.
+    from zscmr_ray.stages.train_loop import TrainJob
+
+    found = fit(TrainJob(config, split, pairs, parts, manifest.info, store))
+    done = _finish(store, key, found, counts)
+    return StageResult(STAGE, store.uri, skipped=False, counts=done.counts, info=done.info)
+
+
+def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple[ClassSplit, dict[str, int]]:
+    """Split the classes and count the rows of each use, refusing here what no worker could train."""
+    from zscmr_ray.engine.batching import rows_per_rank
+
+    train, section = config.train, config.split
+    rows_per_rank(train.global_batch_size, train.num_workers, micro_batch_size=train.micro_batch_size)
+    labels, partition = _read_labels(pairs, parts)
+    split = make_class_split(
+        count_classes(labels, section.class_order),
+        section.kind,
+        fraction=section.unseen_fraction,
+        seed=section.seed,
+        min_items_per_class=section.min_items_per_class,
+        pseudo_unseen_fraction=section.pseudo_unseen_fraction,
+        unseen=section.unseen_classes,
+    )
+    num_rows = int((training_rows(labels, split, refit=False) & (partition == "train")).sum())
+    if num_rows == 0:
+        raise DataError(
+            "no row is left to train on",
+            got=f"{len(labels)} pairs, of which {int((partition == 'train').sum())} in partition train",
+            expected="rows of partition train, all of whose classes are seen",
+            remedy="check data.columns.partition and split.kind",
+        )
+    steps_per_epoch(num_rows=num_rows, global_batch_size=train.global_batch_size)
+    classes = {f"{name}_classes": count for name, count in split.summary().items()}
+    return split, {"trained_rows": num_rows, "pairs": len(labels)} | classes
+
+
+def fit(job: Any) -> dict[str, Any]:
+    """Run the workers to their end; returns rank 0's report. Raises what the workers raised, unwrapped."""
+    # Ray Train reads these at import or start: polling every 2 s would cost as much at every end and restart.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from zscmr_ray.engine.collectives import choose_backend
+    from zscmr_ray.stages.train_loop import train_loop
+
+    train = job.config.train
+    check_cluster(job.config, ray.cluster_resources())
+    # Ray Train's own bookkeeping only: states and results go to the run's store.
+    folder = tempfile.mkdtemp(prefix="zscmr-train-")
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend=choose_backend(use_gpu=train.use_gpu)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if train.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=folder,
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+        ),
+    )
+    try:
+        returned = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise cause_of(error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if "error" in returned:
+        raise returned["error"]
+    return dict(returned)
+
+
+def check_cluster(config: Config, resources: dict[str, float]) -> None:
+    """Refuse more workers than the cluster can hold: Ray Train would wait for them without end."""
+    name = "GPU" if config.train.use_gpu else "CPU"
+    if resources.get(name, 0) < config.train.num_workers:
+        raise ConfigError(
+            f"more training workers than {name}s",
+            got=f"train.num_workers={config.train.num_workers}, {resources.get(name, 0):g} {name}s in the cluster",
+            expected=f"at most one worker per {name}",
+            remedy="lower train.num_workers, or join a larger cluster with --address",
+        )
+
+
+def cause_of(error: Exception) -> ZscmrError:
+    """Return the workers' own error where it is one of ours, else a TrainingError that names the first."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, ZscmrError):
+            return inner
+    first = next(iter(failures.values()), error)
+    return TrainingError(
+        "the training workers failed",
+        got=f"{type(first).__name__}: {first}",
+        expected="workers that live to the end",
+        remedy="run the same command again (it goes on from the last resumable state), or raise train.max_failures",
+    )
+
+
+def _finish(store: Store, key: StageKey, found: dict[str, Any], counts: dict[str, int]) -> Manifest:
+    from zscmr_ray.engine.checkpoint import FILES
+
+    selection = {name: value for name, value in found["selection"].items() if name != "table"}
+    manifest = Manifest(
+        key=key,
+        config_hash=key.config_hash,
+        counts=counts | {"steps": int(selection["steps"])},
+        parts=[part_record(store, name) for name in sorted(FILES)],
+        info={"fingerprint": found["fingerprint"], "selection": selection},
+    )
+    write_manifest(store, manifest)
+    _delete_resume_states(store)
+    return manifest
+
+
+def _delete_resume_states(store: Store) -> None:
+    """Delete what a finished training no longer needs (also after a kill between manifest and deletion)."""
+    store.delete_tree("engine")
+
+
+def _read_labels(pairs: Store, parts: tuple[str, ...]) -> tuple[list[list[str]], npt.NDArray[np.str_]]:
+    labels: list[list[str]] = []
+    partition: list[str] = []
+    for part in parts:
+        with pairs.open(part) as file:
+            table = pq.read_table(file, columns=["labels", "partition"])
+        labels += table.column("labels").to_pylist()
+        partition += table.column("partition").to_pylist()
+    if not labels:
+        raise DataError(
+            "there are no pairs to train on", got=pairs.uri, remedy="run `zscmr preprocess` first"
+        )
+    return labels, np.array(partition, dtype="U5")
