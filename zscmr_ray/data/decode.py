@@ -129,8 +129,8 @@ def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
     is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
     # Hostile or broken bytes raise nearly anything inside the decoders, SyntaxError and struct.error included.
     try:
-        orientation = _orientation(image)
         image.load()
+        orientation = _orientation(image)
         image = _to_rgb(image)
     except (ImageRejected, MemoryError):
         raise
@@ -184,7 +184,8 @@ def _looks_like(data: bytes) -> str:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 when there is none; EXIF that cannot be parsed does not make a picture unusable."""
-    if "exif" not in image.info and image.format not in {"TIFF", "PNG"}:
+    # Read after load(): PIL turns a TIFF itself while loading, and a PNG may carry its EXIF behind the pixels.
+    if "exif" not in image.info:
         return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
