@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -123,11 +124,11 @@ def _centre(image: Image.Image) -> Tensor:
 
 
 def test_photographs_are_recognised_by_name(backbone: EfficientNetLite0, shared_data: Path) -> None:
-    """A head in another order, swapped channels or wrong scaling would score near 0.1% and 0.5%."""
+    """Another order of the head or wrong scaling would score near 0.1% and 0.5%; all 120 photographs give 91% and 98%."""
     archive = shared_data / "photos.tar"
     if not archive.is_file():
         pytest.skip("photos.tar is not among the shared data")
-    names, images = zip(*_photos(archive), strict=True)
+    names, images = zip(*islice(_photos(archive), 60), strict=True)
     logits = backbone(torch.stack([_centre(image) for image in images]), region_grid=1).logits_BC
     assert logits is not None and backbone.class_names is not None
     known = [{part.strip().lower() for part in name.split(",")} for name in backbone.class_names]
@@ -136,9 +137,9 @@ def test_photographs_are_recognised_by_name(backbone: EfficientNetLite0, shared_
         for name, row in zip(names, logits.topk(5).indices.tolist(), strict=True)
     ]
     judged = [row for name, row in zip(names, hits, strict=True) if any(name in group for group in known)]
-    assert len(judged) > 90
-    assert sum(row[0] for row in judged) / len(judged) > 0.65
-    assert sum(any(row) for row in judged) / len(judged) > 0.85
+    assert len(judged) == 60
+    assert sum(row[0] for row in judged) / len(judged) > 0.8
+    assert sum(any(row) for row in judged) / len(judged) > 0.93
 
 
 def test_other_weights_a_missing_package_and_a_broken_file_are_clear(

@@ -150,9 +150,12 @@ def load_huggingface_image(source: str) -> HuggingFaceImage:
         config = AutoConfig.from_pretrained(source, **place)
         names = config.architectures or []
         classifies = any(name.endswith("ForImageClassification") for name in names)
-        model = _weights(AutoModelForImageClassification if classifies else AutoModel, source, place)
+        if classifies:
+            model = _weights(AutoModelForImageClassification, source, place)
+        else:
+            model = _tower(_weights(AutoModel, source, place), "vision_model")
         processor = AutoImageProcessor.from_pretrained(source, **place)
-        return HuggingFaceImage(source, _tower(model, "vision_model"), processor_spec(processor, name=source))
+        return HuggingFaceImage(source, model, processor_spec(processor, name=source))
 
 
 def load_huggingface_text(source: str, *, max_tokens: int = 64) -> HuggingFaceText:
