@@ -20,6 +20,8 @@ from zscmr_ray.serving.wire import Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+# Where the guard leaves the request's id in the ASGI scope.
+REQUEST_ID_KEY = "zscmr_request_id"
 _LOG = logging.getLogger(__name__)
 _MAX_SHOWN_CHARS = 300
 
@@ -105,7 +107,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 def request_id_of(request: Request) -> str:
     """The id the guard gave this request."""
-    return str(request.scope.get("state", {}).get("request_id", ""))
+    return str(request.scope.get(REQUEST_ID_KEY, ""))
 
 
 def _as_problem(error: Exception, request: Request) -> ProblemError:

@@ -1,0 +1,187 @@
+"""The service as one Ray Serve application in its fused form: encoder and mapped index in each replica (DESIGN 6).
+
+What it is: `build_app(config)`, and starting and stopping it on the Ray this process is connected to. Nothing is built
+at import. What it is not: the work (service.py) or the routes (routes.py); `ray.init` is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from starlette.types import ASGIApp
+
+from zscmr_ray.config import Config
+from zscmr_ray.engine.checkpoint import read_meta
+from zscmr_ray.errors import ConfigError, ServingError
+from zscmr_ray.manifest import require_manifest
+from zscmr_ray.serving.encoder import CheckpointEncoder
+from zscmr_ray.serving.guard import read_api_keys
+from zscmr_ray.serving.problems import RETRY_AFTER_S
+from zscmr_ray.serving.routes import http_app
+from zscmr_ray.serving.searcher import Searcher, check_same_model
+from zscmr_ray.serving.service import SearchService
+from zscmr_ray.serving.wire import SearchRequest
+from zscmr_ray.stages import stage_store
+from zscmr_ray.storage import Store
+
+APP_NAME = "zscmr"
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+
+class SearchDeployment:
+    """What runs in a replica. `config` is plain JSON, so that it travels; `needs_key` = the driver saw an API key."""
+
+    def __init__(self, config: dict[str, Any], *, needs_key: bool = False) -> None:
+        self._config = Config.model_validate(config)
+        self._api_keys = read_api_keys(self._config.serve)
+        if needs_key and not self._api_keys:
+            raise ConfigError(
+                "this node lacks the API key that the service was started with",
+                expected=f"{self._config.serve.api_key_env} in the environment of every node",
+            )
+        torch.set_num_threads(self._config.serve.encoder_threads)
+        self._service = open_service(self._config)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The HTTP side; Serve calls this once the replica is built."""
+        return http_app(self._service, self._config.serve, api_keys=self._api_keys)
+
+    async def search(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The same search by a deployment handle: the wire's JSON in and out."""
+        answer = await self._service.search(SearchRequest.model_validate(request))
+        return answer.model_dump(mode="json")
+
+
+def open_service(config: Config) -> SearchService:
+    """Load the run's checkpoint and index; RefusedError, naming both, when they are of different models."""
+    check_servable(config)
+    encoder = CheckpointEncoder(stage_store(config, "train"), max_pixels=config.serve.max_pixels)
+    return SearchService(encoder, Searcher(stage_store(config, "index")), config.serve)
+
+
+def check_servable(config: Config) -> None:
+    """Refuse in a moment, before anything is loaded, what could not be served: DataError or RefusedError."""
+    index = require_manifest(stage_store(config, "index"), "index")
+    checkpoint = stage_store(config, "train")
+    require_manifest(checkpoint, "train")
+    check_same_model(read_meta(checkpoint).fingerprint, str(index.info["fingerprint"]))
+
+
+def build_app(config: Config) -> serve.Application:
+    """Bind the application; nothing is loaded until Serve builds its replicas."""
+    settings = config.serve
+    # A replica's working directory may be another one.
+    values = config.model_dump(mode="json")
+    values["data"]["run_uri"] = Store(config.data.run_uri).uri
+    deployment = serve.deployment(
+        serve.ingress()(SearchDeployment),
+        name="Search",
+        num_replicas=settings.num_replicas,
+        # More than a batch: the next one queues inside the replica while this one runs.
+        max_ongoing_requests=4 * settings.max_batch_size,
+        max_queued_requests=settings.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        ray_actor_options={"num_cpus": settings.encoder_threads},
+        # What makes a replica fail to build (a hash, a missing package) does not pass by trying again.
+        max_constructor_retry_count=1,
+    )
+    return deployment.bind(values, needs_key=bool(read_api_keys(settings)))
+
+
+def start(config: Config) -> str:
+    """Deploy the application on the connected Ray and return its base URL once it answers.
+
+    Raises RefusedError (model and index differ), DataError (a stage is missing), ConfigError (no API key, port taken),
+    ServingError (a replica did not come up).
+    """
+    settings = config.serve
+    read_api_keys(settings)
+    check_servable(config)
+    if config.ray.address is None:
+        _check_port(settings.host, settings.port)
+    serve.start(
+        proxy_location="HeadOnly" if settings.is_loopback else "EveryNode",
+        http_options={"host": settings.host, "port": settings.port},
+        logging_config=_LOGGING,
+    )
+    try:
+        serve.run(build_app(config), name=APP_NAME, route_prefix="/", logging_config=_LOGGING)
+    except RuntimeError as error:
+        raise ServingError(
+            "the service did not start", got=error, expected=f"{settings.num_replicas} healthy replica(s)"
+        ) from error
+    return base_url(settings.host, settings.port)
+
+
+def stop() -> None:
+    """Take the application down, and Serve itself when no other application uses it."""
+    serve.delete(APP_NAME)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+@contextlib.contextmanager
+def running(config: Config) -> Iterator[str]:
+    """The service for the length of a block; gives its base URL."""
+    url = start(config)
+    try:
+        yield url
+    finally:
+        stop()
+
+
+def run_serve(config: Config, *, block: bool = True) -> str:
+    """Start the service, say where it is, and, if `block`, serve until SIGINT or SIGTERM; returns the base URL."""
+    url = start(config)
+    print(f"serving {stage_store(config, 'index').uri} at {url} (search page: {url}/)", flush=True)
+    if block:
+        try:
+            _wait_for_signal()
+        finally:
+            stop()
+    return url
+
+
+def base_url(host: str, port: int) -> str:
+    """The URL at which this machine reaches a service bound to a host.
+
+    >>> base_url("0.0.0.0", 8000), base_url("::1", 80)
+    ('http://127.0.0.1:8000', 'http://[::1]:80')
+    """
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                "the HTTP port cannot be used",
+                got=f"{host}:{port}: {error.strerror}",
+                remedy="stop what listens there, or --set serve.port=<another>",
+            ) from error
+
+
+def _wait_for_signal() -> None:
+    ended = threading.Event()
+    previous = {
+        number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        while not ended.wait(1.0):
+            pass
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

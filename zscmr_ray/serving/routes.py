@@ -1,0 +1,177 @@
+"""The HTTP routes of one service, as a FastAPI application inside the guard.
+
+What it is: parsing by strict content type, the paths of DESIGN 6, their OpenAPI document and the search page. What it is
+not: the work itself (service.py). No documentation UI: those load scripts from elsewhere; /openapi.json is there.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from pydantic import BaseModel
+from starlette.datastructures import UploadFile
+from starlette.types import ASGIApp
+
+from zscmr_ray import __version__
+from zscmr_ray.config import ServeSection
+from zscmr_ray.serving.guard import Guard
+from zscmr_ray.serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
+from zscmr_ray.serving.service import SearchService
+from zscmr_ray.serving.wire import Health, Indexes, Item, Problem, SearchRequest, SearchResponse
+
+_REFS = "#/components/schemas/{model}"
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {
+        "description": text,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": _REFS.format(model="Problem")}}},
+    }
+    for code, text in (
+        ("4XX", "What was asked cannot be answered: got, expected, remedy."),
+        ("5XX", "The service cannot answer now; a 503 carries Retry-After."),
+    )
+}
+_SEARCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": _REFS.format(model="SearchRequest")}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "the query picture"},
+                        "request": {
+                            "type": "string",
+                            "description": "SearchRequest as JSON, without `query`",
+                        },
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+def http_app(service: SearchService, settings: ServeSection, *, api_keys: tuple[str, ...]) -> ASGIApp:
+    """Build the ASGI application of a service; `api_keys` empty = open."""
+    app = FastAPI(
+        title="zscmr_ray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+    )
+    install_problem_handlers(app)
+    _add_api(app, service)
+    _add_page(app)
+    _complete_openapi(app)
+    return Guard(app, api_keys=api_keys, max_body_bytes=settings.max_body_bytes)
+
+
+def _add_api(app: FastAPI, service: SearchService) -> None:
+    @app.post(
+        "/v1/search",
+        response_model=SearchResponse,
+        responses=_PROBLEMS,
+        openapi_extra=_SEARCH_BODY,
+        tags=["search"],
+    )
+    async def search(request: Request) -> Response:
+        """Search images or captions by text, picture, id or vector."""
+        wanted, image = await _read_search(request)
+        return _json(await service.search(wanted, image=image))
+
+    @app.get("/v1/items/{item_id:path}", response_model=Item, responses=_PROBLEMS, tags=["items"])
+    async def item(item_id: str) -> Response:
+        """Look up an item or caption by its percent-encoded id."""
+        return _json(service.item(item_id))
+
+    @app.get(
+        "/v1/thumbnails/{item_id:path}",
+        response_class=Response,
+        responses=_PROBLEMS | {200: {"content": {"image/jpeg": {}}}},
+        tags=["items"],
+    )
+    async def thumbnail(item_id: str) -> Response:
+        """The JPEG thumbnail of an item, or of a caption's item."""
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(service.thumbnail(item_id), media_type="image/jpeg", headers=headers)
+
+    @app.get("/v1/indexes", response_model=Indexes, responses=_PROBLEMS, tags=["indexes"])
+    async def indexes() -> Response:
+        """What can be searched: versions, fingerprints, counts, measured recall."""
+        return _json(Indexes(indexes=service.indexes()))
+
+    @app.get("/healthz", response_model=Health, tags=["health"])
+    async def healthz() -> Response:
+        """Whether this process answers."""
+        return _json(Health(status="ok"))
+
+    @app.get("/readyz", response_model=Health, tags=["health"])
+    async def readyz() -> Response:
+        """Whether model and index are loaded; routes exist only once they are."""
+        return _json(Health(status="ok"))
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files("zscmr_ray.serving") / "page"
+    page, style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+
+    @app.get("/", include_in_schema=False)
+    async def page_html() -> Response:
+        return HTMLResponse(page)
+
+    @app.get("/assets/page.css", include_in_schema=False)
+    async def page_css() -> Response:
+        return Response(style, media_type="text/css; charset=utf-8")
+
+    @app.get("/assets/page.js", include_in_schema=False)
+    async def page_js() -> Response:
+        return Response(script, media_type="text/javascript; charset=utf-8")
+
+
+async def _read_search(request: Request) -> tuple[SearchRequest, bytes | None]:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
+        return SearchRequest.model_validate_json(await request.body()), None
+    if content_type != "multipart/form-data":
+        raise ProblemError(
+            415,
+            "unknown content type",
+            got=content_type or "none",
+            expected="application/json, or multipart/form-data with the parts image and request",
+        )
+    async with request.form(max_files=1, max_fields=1) as form:
+        unknown = sorted(set(form) - {"image", "request"})
+        image, wanted = form.get("image"), form.get("request", "{}")
+        if unknown or not isinstance(image, UploadFile) or not isinstance(wanted, str):
+            raise ProblemError(
+                422,
+                "wrong parts in the upload",
+                got=", ".join(sorted(form)) or "no parts",
+                expected="image (a file) and, optionally, request (JSON text)",
+            )
+        return SearchRequest.model_validate_json(wanted), await image.read()
+
+
+def _json(model: BaseModel) -> Response:
+    # Models are dumped here and not by the framework, which would validate every result a second time.
+    return Response(model.model_dump_json(by_alias=True), media_type="application/json")
+
+
+def _complete_openapi(app: FastAPI) -> None:
+    """Add the request's and the problems' models, which no route takes as a parameter, to the document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (SearchRequest, Problem):
+            schema = model.model_json_schema(ref_template=_REFS)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

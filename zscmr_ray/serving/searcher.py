@@ -1,0 +1,220 @@
+"""The mapped index of one run: opened once with its checksums verified, then searched in batches.
+
+What it is: the reader of what stages/index.py wrote, for both sides, and the one place where a batch of requests with
+different targets, filters and k becomes as few searches as possible. What it is not: an encoder or an HTTP service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from zscmr_ray.errors import DataError, RefusedError
+from zscmr_ray.manifest import Manifest, require_manifest
+from zscmr_ray.models.base import VectorBlock
+from zscmr_ray.retrieval.exact import Hits
+from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.serving.wire import DEFAULT_K, Item, SearchHit, Target
+from zscmr_ray.storage import Store
+
+FloatArray = npt.NDArray[np.float32]
+SIDES: tuple[Target, ...] = ("image", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTask:
+    """One weighted query vector [D], the side to search, how many results, and column -> accepted values."""
+
+    query_D: FloatArray
+    target: Target
+    k: int | None
+    conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """The results of one task, best first, and why there are fewer than asked for."""
+
+    hits: tuple[SearchHit, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Searcher:
+    """Both sides of an index. Raises DataError when the index is missing, torn or not what its manifest says."""
+
+    def __init__(self, store: Store) -> None:
+        manifest = require_manifest(store, "index")
+        self._scratch = contextlib.ExitStack()
+        folder = _local_files(store, manifest, self._scratch)
+        self.version = manifest.fingerprint
+        self.info: dict[str, Any] = dict(manifest.info)
+        self.counts = dict(manifest.counts)
+        self.fingerprint = str(manifest.info["fingerprint"])
+        self.blocks = tuple(VectorBlock(b["name"], b["start"], b["stop"]) for b in manifest.info["blocks"])
+        present = {part.name.partition("/")[0] for part in manifest.parts}
+        self._galleries: dict[Target, Gallery] = {
+            side: Gallery(folder / side) for side in SIDES if side in present
+        }
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.blocks[-1].stop
+
+    def close(self) -> None:
+        """Delete the local copies of a remote index; the mapping of what is still in use outlives them."""
+        self._scratch.close()
+
+    def gallery(self, target: Target) -> Gallery:
+        """The side asked for; DataError when this index has none."""
+        if target not in self._galleries:
+            raise DataError(
+                f"this index holds no {target} vectors",
+                got=f"target {target}",
+                expected=", ".join(self._galleries),
+            )
+        return self._galleries[target]
+
+    def check_k(self, target: Target, k: int | None) -> None:
+        """Refuse a k that exceeds the side asked for; DataError."""
+        num_rows = self.gallery(target).num_rows
+        if k is not None and k > num_rows:
+            raise DataError(
+                "k is larger than the gallery",
+                got=f"k={k}",
+                expected=f"at most {num_rows} ({target} vectors in this index)",
+                remedy=f"ask for k <= {num_rows}",
+            )
+
+    def vector_of(self, row_id: str) -> FloatArray | None:
+        """The stored vector [D] of an item or caption, or None when no side has that id."""
+        found = self._find(row_id)
+        return None if found is None else self._galleries[found[0]].vector_of(found[1])
+
+    def item(self, row_id: str) -> Item | None:
+        """What is known of an item or caption, or None when no side has that id."""
+        found = self._find(row_id)
+        if found is None:
+            return None
+        side, row = found
+        gallery = self._galleries[side]
+        return Item(
+            id=row_id,
+            item_id=gallery.item_id_of(row),
+            side=side,
+            labels=list(gallery.labels_of(row)),
+            captions=list(gallery.captions_of(row)),
+            thumbnail_url=self._thumbnail_url(gallery.item_id_of(row)),
+        )
+
+    def thumbnail(self, row_id: str) -> bytes | None:
+        """The JPEG of an item, or of a caption's item; None when there is no such id or no picture of it."""
+        found = self._find(row_id)
+        if found is None or "image" not in self._galleries:
+            return None
+        images = self._galleries["image"]
+        row = images.row_of(self._galleries[found[0]].item_id_of(found[1]))
+        return None if row is None else images.thumbnail_of(row)
+
+    def search(self, tasks: Sequence[SearchTask]) -> list[SearchOutcome]:
+        """Answer a batch of tasks; those with the same target and filter share one search."""
+        groups: dict[tuple[Target, tuple[tuple[str, tuple[str, ...]], ...]], list[int]] = {}
+        for number, task in enumerate(tasks):
+            groups.setdefault((task.target, task.conditions), []).append(number)
+        outcomes: list[SearchOutcome] = [SearchOutcome(())] * len(tasks)
+        for (target, conditions), numbers in groups.items():
+            gallery = self.gallery(target)
+            mask = gallery.mask(dict(conditions))
+            available = gallery.num_rows if mask is None else int(mask.sum())
+            wanted = [tasks[number].k or DEFAULT_K for number in numbers]
+            largest = min(max(wanted), available)
+            found: Hits | None = None
+            if largest:
+                queries_QD = np.stack([tasks[number].query_D for number in numbers])
+                found = gallery.index.search(queries_QD, k=largest, allowed=mask)
+            for place, (number, k) in enumerate(zip(numbers, wanted, strict=True)):
+                hits = () if found is None else self._hits(gallery, found, place=place, k=min(k, available))
+                short = mask is not None and available < k
+                notes = (f"{available} of {k}: only {available} rows meet the filter",) if short else ()
+                outcomes[number] = SearchOutcome(hits, notes)
+        return outcomes
+
+    def _hits(self, gallery: Gallery, found: Hits, *, place: int, k: int) -> tuple[SearchHit, ...]:
+        hits = []
+        for rank in range(k):
+            row = int(found.rows_QK[place, rank])
+            captions = gallery.captions_of(row)
+            item_id = gallery.item_id_of(row)
+            hits.append(
+                SearchHit(
+                    id=gallery.id_of(row),
+                    item_id=item_id,
+                    score=float(found.scores_QK[place, rank]),
+                    rank=rank + 1,
+                    caption=captions[0] if captions else None,
+                    labels=list(gallery.labels_of(row)),
+                    thumbnail_url=self._thumbnail_url(item_id),
+                )
+            )
+        return tuple(hits)
+
+    def _find(self, row_id: str) -> tuple[Target, int] | None:
+        for side, gallery in self._galleries.items():
+            row = gallery.row_of(row_id)
+            if row is not None:
+                return side, row
+        return None
+
+    def _thumbnail_url(self, item_id: str) -> str | None:
+        images = self._galleries.get("image")
+        row = None if images is None else images.row_of(item_id)
+        if images is None or row is None or not images.has_thumbnail(row):
+            return None
+        return f"/v1/thumbnails/{quote(item_id, safe='')}"
+
+
+def check_same_model(checkpoint_fingerprint: str, index_fingerprint: str) -> None:
+    """Refuse to answer queries of one model from the vectors of another, naming both."""
+    if checkpoint_fingerprint != index_fingerprint:
+        raise RefusedError(
+            "the index was built by another model than the checkpoint",
+            got=f"index {index_fingerprint}",
+            expected=f"checkpoint {checkpoint_fingerprint}",
+            remedy="run `zscmr embed --overwrite` and `zscmr index --overwrite` with this checkpoint",
+        )
+
+
+def filter_conditions(conditions: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """A filter as a hashable value: equal filters compare equal, so that their requests share a search."""
+    return tuple(sorted((column, tuple(sorted(set(values)))) for column, values in conditions.items()))
+
+
+def _local_files(store: Store, manifest: Manifest, scratch: contextlib.ExitStack) -> Path:
+    """The folder with the index's files, copied from a remote store; every checksum verified."""
+    folder = Path(store.uri)
+    if not store.is_local:
+        folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="zscmr-index-")))
+        for part in manifest.parts:
+            with store.local_copy(part.name) as copy:
+                target = folder / part.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(copy, target)
+    local = Store(folder)
+    for part in manifest.parts:
+        if local.sha256(part.name) != part.sha256:
+            raise DataError(
+                "an index file is not the one its manifest describes",
+                got=f"{store.uri}/{part.name}",
+                expected=f"sha256 {part.sha256[:12]}",
+                remedy="run `zscmr index --overwrite`",
+            )
+    return folder
