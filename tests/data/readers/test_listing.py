@@ -65,3 +65,9 @@ def test_nothing_known_says_what_was_found() -> None:
 def test_an_unknown_format_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="webdataset"):
         shards("a.tar", format_name="lmdb")
+
+
+def test_a_file_name_that_utf8_cannot_hold_is_an_error() -> None:
+    with pytest.raises(DataError, match="not valid Unicode"):
+        shards("caf\udce9/a.jpg")
+    assert shards("café/a.tar") == [("café/a.tar", "webdataset")]

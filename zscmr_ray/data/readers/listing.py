@@ -41,6 +41,14 @@ def list_shards(files: Iterable[FileInfo], format: str = "auto") -> list[ShardSp
             expected="tar, parquet, jsonl or csv shards, or images",
             remedy="check data.input_uri",
         )
+    unprintable = [info.key for info in visible if _is_not_unicode(info.key)]
+    if unprintable:
+        raise DataError(
+            "a file name is not valid Unicode",
+            got=repr(unprintable[0]),
+            expected="names that UTF-8 can hold: they become part of the rows' ids",
+            remedy="rename the file",
+        )
     if format == "auto":
         format = _detect(visible)  # noqa: A001
     if format not in FORMATS:
@@ -103,7 +111,7 @@ def _folders(files: Sequence[FileInfo], format_name: str) -> list[ShardSpec]:
 def _folder(folder: str, infos: Sequence[FileInfo], format_name: str) -> ShardSpec:
     digest = hashlib.sha256()
     for info in infos:
-        digest.update(f"{info.key}\0{info.size_bytes}\0{info.version}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{info.key}\0{info.size_bytes}\0{info.version}\n".encode())
     size_bytes = sum(info.size_bytes for info in infos)
     return ShardSpec(folder, size_bytes, digest.hexdigest(), format_name, tuple(info.key for info in infos))
 
@@ -127,6 +135,10 @@ def _stem(key: str) -> str:
     lower = key.lower()
     suffix = next((s for suffixes in _SUFFIXES.values() for s in suffixes if lower.endswith(s)), "")
     return key[: len(key) - len(suffix)]
+
+
+def _is_not_unicode(key: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in key)
 
 
 def _is_hidden(key: str) -> bool:
