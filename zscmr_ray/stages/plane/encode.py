@@ -96,7 +96,7 @@ def encode_or_isolate(encoder: Encoder, table: pa.Table, *, shard_key: str) -> E
         bad = [row for row, reason in enumerate(reasons) if reason]
         if not bad:
             raise error
-    kept = encoder.encode(table.take([row for row in range(table.num_rows) if row not in set(bad)]))
+    kept = encoder.encode(table.filter(pa.array([reason is None for reason in reasons])))
     rejects = tuple(
         RejectedRow(
             table["id"][row].as_py(),

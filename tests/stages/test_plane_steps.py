@@ -1,0 +1,211 @@
+"""Every step of the plane as a plain callable, without Ray."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.stages.numbers import Build, Doubler, Numbers, make_shards
+from zscmr_ray.config import PlaneSection
+from zscmr_ray.errors import ConfigError, DataError
+from zscmr_ray.manifest import StageKey, read_manifest
+from zscmr_ray.stages.plane.chunks import (
+    ChunkResult,
+    DecodedChunk,
+    Failure,
+    RejectedRow,
+    Shard,
+    batch_shards,
+    chunk_row,
+    failed_row,
+    read_chunk_row,
+    result_of,
+    result_row,
+    shards_of_task,
+    task_row,
+)
+from zscmr_ray.stages.plane.commit import (
+    commit_key,
+    commit_part,
+    finish_stage,
+    valid_commits,
+    write_part,
+)
+from zscmr_ray.stages.plane.decode import DecodeShards
+from zscmr_ray.stages.plane.encode import EncodeChunks, encode_or_isolate
+from zscmr_ray.stages.plane.resources import NodeResources, fit_width
+from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, write_chunk
+from zscmr_ray.storage import Store
+
+ROWS = pa.table({"id": ["a", "b", "c"], "source_offset": [0, 1, 2]})
+
+
+def run_steps(
+    store: Store, shard: Shard, *, source: Numbers | None = None, build: Build | None = None
+) -> list[ChunkResult]:
+    """Decode and encode one shard in this process."""
+    decode = DecodeShards(source or Numbers(), store, max_failures=3)
+    encode = EncodeChunks(build or Build(), store, max_failures=3, threads=1)
+    rows = decode(pa.Table.from_pylist([task_row([shard])]))
+    return [result_of(encode(row)["result"][0].as_py()) for row in rows]
+
+
+def test_rows_of_the_dataset_round_trip() -> None:
+    shards = make_shards(3, 4)
+    assert shards_of_task(pa.Table.from_pylist([task_row(shards)])) == shards
+    reject = RejectedRow("x", "s0.tar", 4, "read", "empty_image", "none")
+    row = chunk_row(shards[0], 2, DecodedChunk(ROWS, (reject,), 5, 1, last=True))
+    header, table = read_chunk_row(row)
+    assert row.num_rows == 1
+    assert table is not None and table.equals(ROWS)
+    assert (header["index"], header["last"], header["num_in"], header["num_filtered"]) == (2, True, 5, 1)
+    assert RejectedRow(**header["rejects"][0]) == reject
+    header, table = read_chunk_row(failed_row(shards[0], 0, Failure("error", "why")))
+    assert table is None and header["failure"] == {"code": "error", "reason": "why"}
+    for result in (
+        ChunkResult("p", 1, True, 3, 1, 0, "ff"),
+        ChunkResult("p", 0, False, failure=Failure("a", "b")),
+    ):
+        assert result_of(result_row(result)["result"][0].as_py()) == result
+
+
+def test_tiny_shards_share_a_task_and_order_stays() -> None:
+    shards = [Shard("p", str(number), 1) for number in range(600)]
+    assert [len(task) for task in batch_shards(shards)] == [256, 256, 88]
+    assert list(itertools.chain(*batch_shards(shards))) == shards
+    assert batch_shards([]) == []
+
+
+def test_a_staged_chunk_reads_back_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    tables = {"": ROWS, "text": ROWS.slice(1), "rejected": ROWS.slice(0, 0)}
+    digest = write_chunk(store, "part-x.parquet", index=3, tables=tables)
+    assert write_chunk(store, "part-x.parquet", index=3, tables=tables) == digest
+    assert read_chunk(store, "part-x.parquet", index=3, sha256=digest) == tables
+    store.write_bytes(chunk_key("part-x.parquet", 3), b"{}\n")
+    with pytest.raises(DataError, match="changed on disk"):
+        read_chunk(store, "part-x.parquet", index=3, sha256=digest)
+
+
+def test_decode_turns_every_exception_into_a_failed_row(tmp_path: Path) -> None:
+    results = run_steps(Store(tmp_path), make_shards(9)[0], source=Numbers(broken="s0.tar"))
+    assert [result.failure is None for result in results] == [True, False]
+    assert results[-1].last and "truncated" in str(results[-1].failure)
+
+
+def test_the_attempt_after_max_failures_is_not_made(tmp_path: Path) -> None:
+    store, shard = Store(tmp_path), make_shards(9)[0]
+    assert [note_attempt(store, shard.part, what="decode") for _ in range(3)] == [0, 1, 2]
+    (result,) = run_steps(store, shard)
+    assert result.failure == Failure("crashed", "its worker crashed 3 times while reading it")
+
+
+def test_finished_work_leaves_no_attempts(tmp_path: Path) -> None:
+    store, shard = Store(tmp_path), make_shards(9)[0]
+    for _ in range(5):
+        assert all(result.failure is None for result in run_steps(store, shard))
+
+
+def test_rows_that_raise_alone_are_rejected_and_the_rest_is_encoded() -> None:
+    encoded = encode_or_isolate(Doubler(poison="b"), ROWS, shard_key="s.tar")
+    assert encoded.outputs[""]["id"].to_pylist() == ["a", "c"]
+    assert [(row.id, row.offset, row.code) for row in encoded.rejects] == [("b", 1, "encode_failed")]
+    encoded = encode_or_isolate(Doubler(poison="b"), ROWS.slice(1, 1), shard_key="s.tar")
+    assert encoded.outputs[""].num_rows == 0
+
+
+def test_an_encoder_that_always_raises_rejects_no_row(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="poison"):
+        encode_or_isolate(Doubler(poison="all"), ROWS, shard_key="s.tar")
+    results = run_steps(Store(tmp_path), make_shards(3)[0], build=Build(poison="all"))
+    assert results[0].failure == Failure("error", "ValueError: poison")
+
+
+def test_commit_refuses_missing_chunks_and_lost_rows(tmp_path: Path) -> None:
+    store, shard = Store(tmp_path), make_shards(9)[0]
+    results = run_steps(store, shard)
+    for some in ([], results[:-1], results[1:]):
+        with pytest.raises(DataError, match="missing chunks"):
+            commit_part(store, shard, some, item_output="")
+    lossy = run_steps(store, shard, source=Numbers(lossy="s0.tar"))
+    with pytest.raises(DataError, match=r"rows were lost or added in s0\.tar; got: 9 rows in"):
+        commit_part(store, shard, lossy, item_output="")
+    assert valid_commits(store, [shard]) == {}
+
+
+def test_commit_in_any_order_of_arrival_and_again_is_the_same(tmp_path: Path) -> None:
+    store, shard = Store(tmp_path), make_shards(9)[0]
+    results = run_steps(store, shard)
+    commits = [commit_part(store, shard, some, item_output="") for some in (results, results[::-1])]
+    assert commits[0] == commits[1]
+    assert valid_commits(store, [shard]) == {shard.part: commits[0]}
+    assert commits[0].counts == {"in": 9, "out": 7, "rejected": 1, "filtered": 1}
+
+
+@pytest.mark.parametrize("damage", ["note", "part", "shorter"])
+def test_a_damaged_commit_is_no_commit(tmp_path: Path, damage: str) -> None:
+    store, shard = Store(tmp_path), make_shards(9)[0]
+    commit_part(store, shard, run_steps(store, shard), item_output="")
+    if damage == "note":
+        store.write_bytes(commit_key(shard.part), b"{")
+    elif damage == "part":
+        store.delete(shard.part)
+    else:
+        store.write_bytes(shard.part, store.read_bytes(shard.part)[:-1])
+    assert valid_commits(store, [shard]) == {}
+
+
+def test_a_part_does_not_depend_on_where_chunks_were_cut(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    table = pa.table({"id": [str(number) for number in range(2500)]})
+    write_part(store, "a", [table])
+    write_part(store, "b", [table.slice(start, 700) for start in range(0, 2500, 700)])
+    record = write_part(store, "c", [table.slice(0, 0)])
+    assert store.read_bytes("a") == store.read_bytes("b")
+    assert pq.ParquetFile(store.path("a")).metadata.num_row_groups == 3
+    assert record.rows == 0 and pq.read_table(store.path("c")).num_rows == 0
+
+
+def test_a_finished_stage_holds_output_and_its_manifest_only(tmp_path: Path) -> None:
+    store, shards = Store(tmp_path), make_shards(9, 4)
+    commits = [commit_part(store, shard, run_steps(store, shard), item_output="") for shard in shards]
+    manifest = finish_stage(
+        store, StageKey(stage="t", config={}, input_fingerprint="f"), commits, info={"k": 1}
+    )
+    assert manifest.counts == {
+        "in": 13, "out": 11, "rejected": 1, "filtered": 1, "rejected_empty_image": 1, "shards": 2,
+    }  # fmt: skip
+    assert read_manifest(store) == manifest
+    assert {info.key for info in store.list()} == {part.name for part in manifest.parts} | {"manifest.json"}
+    assert json.dumps(manifest.info) == '{"k": 1}'
+
+
+@pytest.mark.parametrize("cpus", [[0.5], [1], [2], [3], [4, 4], [0, 2], [16, 2], [64]])
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("num_encoders", [None, 1, 7])
+def test_decode_always_has_room(cpus: list[float], threads: int, num_encoders: int | None) -> None:
+    """However Ray places the encoders, some node has room for a decode task: what is free is enough for one a node."""
+    nodes = [NodeResources(count) for count in cpus]
+    width = fit_width(nodes, PlaneSection(encoder_threads=threads, num_encoders=num_encoders))
+    assert width.num_encoders >= 1 and width.encoder_cpus >= 0 and width.decode_cpus > 0
+    assert num_encoders is None or width.num_encoders == num_encoders
+    free = sum(cpus) - width.num_encoders * width.encoder_cpus
+    num_hosts = sum(count > width.decode_cpus for count in cpus)
+    assert free >= num_hosts * width.decode_cpus - 1e-9
+
+
+def test_encoders_on_gpus_need_gpus() -> None:
+    with pytest.raises(ConfigError, match="GPUs that no node has"):
+        fit_width([NodeResources(8)], PlaneSection(encoder_gpus=1.0))
+    shared = fit_width([NodeResources(8, gpus=1)], PlaneSection(encoder_gpus=0.5))
+    assert (shared.num_encoders, shared.encoder_cpus) == (2, 1.0)
+
+
+def test_small_inputs_start_fewer_encoders() -> None:
+    assert fit_width([NodeResources(64)], PlaneSection(), max_encoders=1).num_encoders == 1
+    assert fit_width([NodeResources(64)], PlaneSection(num_encoders=3), max_encoders=1).num_encoders == 3
