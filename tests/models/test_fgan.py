@@ -215,3 +215,16 @@ def test_an_unknown_architecture_is_refused() -> None:
         build_model({"method": "gan"})
     with pytest.raises(ConfigError, match="colour"):
         build_model(model().architecture() | {"colour": "red"})
+
+
+def test_bfloat16_autocast_is_near_float32() -> None:
+    totals = []
+    for enabled in (False, True):
+        fgan = model()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            sides = encode(fgan)
+        total = fgan.loss(*sides, relations(), prior())["total"]
+        total.backward()
+        assert all(p.grad.isfinite().all() for p in fgan.parameters())
+        totals.append(total.item())
+    assert totals[0] == pytest.approx(totals[1], rel=0.02)
