@@ -79,7 +79,8 @@ class HuggingFaceImage(ImageBackbone):
         return patches_BRD.transpose(1, 2).reshape(len(states), -1, side, side)
 
     def _side(self, num_tokens: int) -> int:
-        patch_px = getattr(self.model.config, "patch_size", None)
+        config = self.model.config
+        patch_px = getattr(getattr(config, "vision_config", config), "patch_size", None)
         if isinstance(patch_px, int):
             side = self.spec.size_px // patch_px
             if 0 <= num_tokens - side**2 <= MAX_PREFIX_TOKENS:
