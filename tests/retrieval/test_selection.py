@@ -12,7 +12,7 @@ from zscmr_ray.retrieval.metrics import ranking_metrics
 from zscmr_ray.retrieval.protocol import Corpus
 from zscmr_ray.retrieval.relevance import Relevance
 from zscmr_ray.retrieval.scoring import label_block
-from zscmr_ray.retrieval.selection import HeadOutputs, select_fusion
+from zscmr_ray.retrieval.selection import HeadOutputs, select_fusion, selection_rows
 
 
 def make_heads(seed: int = 0, *, num_items: int = 120) -> tuple[HeadOutputs, Corpus]:
@@ -128,3 +128,20 @@ def test_nothing_to_select_on_is_an_error() -> None:
     trained = Corpus(corpus.ids, [()] * 120, np.full(120, "train"), corpus.text_item_M)
     with pytest.raises(DataError, match="no rows to validate on"):
         select_fusion(heads, trained, pseudo_unseen=())
+
+
+def test_at_most_so_many_items_ask_whatever_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, corpus = make_heads(5)
+    monkeypatch.setattr("zscmr_ray.retrieval.selection.MAX_QUERY_ITEMS", 7)
+    queries, gallery, _ = selection_rows(corpus, ("p0", "p1"))
+    assert len(queries) == 7 < len(gallery)
+    order = np.random.default_rng(0).permutation(120)
+    shuffled = Corpus(
+        [corpus.ids[row] for row in order],
+        [corpus.labels[row] for row in order],
+        corpus.partition_N[order],
+        np.repeat(np.arange(120), 2),
+    )
+    again, _, _ = selection_rows(shuffled, ("p0", "p1"))
+    assert {corpus.ids[row] for row in queries} == {shuffled.ids[row] for row in again}
+    assert select_fusion(heads, corpus, pseudo_unseen=("p0", "p1")).num_queries == 7 * 3

@@ -12,18 +12,18 @@ Legend: Q queries, N gallery, C classes, D embedding, B rows of one block.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from zscmr_ray.errors import DataError
+from zscmr_ray.retrieval.ordering import query_blocks, sort_keys, tie_ranks
 from zscmr_ray.retrieval.relevance import RelevanceRule
 
 RECALL_LEVELS: npt.NDArray[np.float64] = np.linspace(0.0, 1.0, 21)
-BLOCK_ELEMENTS = 4_000_000  # similarity cells of one block: 16 MB of scores and 32 MB of sort keys
+
+FEW_RELEVANT = 8  # up to here, counting what is ahead of each hit beats a sort
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -45,19 +45,6 @@ class RankingMetrics:
     def mean_average_precision(self) -> float:
         """Mean of the average precision over the queries that have a relevant item; NaN if none has."""
         return mean_of_defined(self.average_precision_Q)
-
-
-def tie_ranks(ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return each id's place in the order of the ids' hashes, a permutation of 0..N-1 that ignores row order.
-
-    >>> sorted(tie_ranks(["a", "b", "c"]).tolist())
-    [0, 1, 2]
-    """
-    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
-    order = sorted(range(len(ids)), key=lambda row: (hashes[row], ids[row]))
-    ranks_N = np.empty(len(ids), np.int64)
-    ranks_N[order] = np.arange(len(ids))
-    return ranks_N
 
 
 def ranking_metrics(
@@ -95,11 +82,10 @@ def rank_block(
     """Return the metrics of one block of queries from its scores and relevance; `ties_N` from `tie_ranks`."""
     num_queries = len(similarity_BN)
     relevant_B = relevance_BN.sum(1, dtype=np.int64)
-    sorted_BN = sort_keys(similarity_BN, (ties_N << 1)[None, :] | relevance_BN)
-    sorted_BN.sort(axis=1)
+    few = relevant_B.max(initial=0) <= FEW_RELEVANT
+    find_ranks = _ranks_by_counting if few else _ranks_by_sorting
+    row_H, rank_H = find_ranks(similarity_BN, relevance_BN, ties_N)
     # Only the hits are worked on from here: their count is what the class sizes make it, not N.
-    row_H, rank_H = np.nonzero(sorted_BN & 1)
-    rank_H += 1
     first_B = np.cumsum(relevant_B) - relevant_B
     nth_H = np.arange(1, len(row_H) + 1) - first_B[row_H]
     precision_H = nth_H / rank_H
@@ -116,27 +102,6 @@ def rank_block(
         num_relevant_Q=relevant_B,
         precision_L=_interpolated(precision_H, row_H, relevant_B),
     )
-
-
-def sort_keys(similarity_BN: FloatArray, low_BN: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return int64 keys that sort ascending as (score descending, `low_BN` ascending); 0 <= low < 2**32.
-
-    One integer sort is several times faster than an argsort and settles ties in the same pass.
-    """
-    if not np.isfinite(similarity_BN).all():
-        raise DataError(
-            "a similarity is not a finite number",
-            got=f"{int((~np.isfinite(similarity_BN)).sum())} NaN or infinite scores",
-            expected="finite vectors",
-            remedy="check the checkpoint: its training may have diverged",
-        )
-    bits_BN = (similarity_BN.astype(np.float32) + np.float32(0)).view(np.int32)  # + 0: -0.0 ties with 0.0
-    # A float's bits order as a signed integer once the negatives' magnitude bits are flipped; ~ reverses.
-    descending_BN = ~(bits_BN ^ ((bits_BN >> 31) & np.int32(0x7FFFFFFF)))
-    keys_BN = descending_BN.astype(np.int64)
-    keys_BN <<= 32
-    keys_BN |= low_BN
-    return keys_BN
 
 
 def join_blocks(parts: Sequence[RankingMetrics]) -> RankingMetrics:
@@ -208,31 +173,6 @@ def first_hit_ranks(
     return np.concatenate(ranks)
 
 
-def top_hits(
-    query_QD: FloatArray, gallery_ND: FloatArray, *, k: int, gallery_ids: Sequence[str]
-) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """Return the rows and scores of the k best gallery items of each query, [Q, min(k, N)], best first.
-
-    >>> rows, scores = top_hits(np.ones((1, 1), np.float32), np.array([[0.5], [2.0]], np.float32), k=9,
-    ...                         gallery_ids=["a", "b"])
-    >>> rows.tolist(), scores.tolist()
-    ([[1, 0]], [[2.0, 0.5]])
-    """
-    kept = max(0, min(k, len(gallery_ND)))
-    ties_N = tie_ranks(gallery_ids)
-    row_of_tie_N = np.argsort(ties_N)
-    rows = [np.zeros((0, kept), np.int64)]
-    scores = [np.zeros((0, kept), np.float32)]
-    for start, stop in query_blocks(len(query_QD), len(gallery_ND)):
-        similarity_BN = query_QD[start:stop] @ gallery_ND.T
-        keys_BN = sort_keys(similarity_BN, ties_N[None, :])
-        keys_BN.sort(axis=1)
-        rows_BK = row_of_tie_N[keys_BN[:, :kept] & 0xFFFFFFFF]
-        rows.append(rows_BK)
-        scores.append(np.take_along_axis(similarity_BN, rows_BK, axis=1))
-    return np.concatenate(rows), np.concatenate(scores)
-
-
 def recall_at(ranks_Q: npt.NDArray[np.int64], cutoffs: Sequence[int]) -> dict[int, float]:
     """Return the share of queries whose first hit is within each cut-off; a cut-off above N is no error.
 
@@ -255,11 +195,33 @@ def mean_of_defined(values_Q: npt.NDArray[np.float64]) -> float:
     return float(defined_Q.mean()) if len(defined_Q) else float("nan")
 
 
-def query_blocks(num_queries: int, num_gallery: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of blocks of queries whose similarity cells fit BLOCK_ELEMENTS."""
-    step = max(1, BLOCK_ELEMENTS // max(1, num_gallery))
-    for start in range(0, num_queries, step):
-        yield start, min(start + step, num_queries)
+def _ranks_by_sorting(
+    similarity_BN: FloatArray, relevance_BN: npt.NDArray[np.bool_], ties_N: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """Row and rank (from 1) of every hit, by row and rank: the relevance rides in the keys' lowest bit."""
+    keys_BN = sort_keys(similarity_BN, (ties_N << 1)[None, :] | relevance_BN)
+    keys_BN.sort(axis=1)
+    row_H, place_H = np.nonzero(keys_BN & 1)
+    return row_H, place_H + 1
+
+
+def _ranks_by_counting(
+    similarity_BN: FloatArray, relevance_BN: npt.NDArray[np.bool_], ties_N: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """The same for a few hits a row: counting what is ahead of each is several times cheaper than a sort."""
+    keys_BN = sort_keys(similarity_BN, ties_N[None, :])
+    row_H, column_H = np.nonzero(relevance_BN)
+    own_H = keys_BN[row_H, column_H]
+    order_H = np.lexsort((own_H, row_H))
+    row_H, own_H = row_H[order_H], own_H[order_H]
+    nth_H = np.arange(len(row_H)) - np.searchsorted(row_H, row_H)
+    rank_H = np.empty(len(row_H), np.int64)
+    for nth in range(nth_H.max(initial=-1) + 1):
+        chosen_H = nth_H == nth
+        rows = row_H[chosen_H]
+        keys = keys_BN if len(rows) == len(keys_BN) else keys_BN[rows]
+        rank_H[chosen_H] = 1 + np.count_nonzero(keys < own_H[chosen_H, None], axis=1)
+    return row_H, rank_H
 
 
 def _interpolated(

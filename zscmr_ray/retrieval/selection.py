@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval import chance, metrics
+from zscmr_ray.retrieval.ordering import query_blocks, tie_ranks
 from zscmr_ray.retrieval.protocol import DIRECTIONS, ClassGroups, Corpus, Search, Towers, make_search
 from zscmr_ray.retrieval.relevance import Relevance, RelevanceRule, SameItem, membership
 from zscmr_ray.retrieval.scoring import label_block
 
-LABEL_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LABEL_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 LABEL_TEMPERATURES = (0.25, 0.5, 1.0, 2.0)
+MAX_QUERY_ITEMS = 500  # the search is repeated after every epoch: more queries cost more than they tell
 
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -112,7 +114,7 @@ def select_fusion(
 def selection_rows(corpus: Corpus, pseudo_unseen: Sequence[str]) -> tuple[Rows, Rows, str]:
     """Return (query items, gallery items, name) of validation: see the module's first paragraph.
 
-    Raises DataError if either is empty, with what the corpus holds.
+    Of more than MAX_QUERY_ITEMS query items, those first by the id's hash ask. Raises DataError if either is empty.
     """
     if pseudo_unseen:
         held_N = ClassGroups((), (), tuple(pseudo_unseen)).of_items(corpus.labels) == "held"
@@ -132,7 +134,8 @@ def selection_rows(corpus: Corpus, pseudo_unseen: Sequence[str]) -> tuple[Rows, 
             else "items in the val partition",
             remedy="use another split seed, a larger corpus, or check the partition column",
         )
-    return queries, gallery, name
+    by_hash = queries[np.argsort(tie_ranks([corpus.ids[item] for item in queries.tolist()]))]
+    return np.sort(by_hash[:MAX_QUERY_ITEMS]), gallery, name
 
 
 def _grid(
@@ -173,10 +176,10 @@ def _score_direction(
             label_block(outputs.text_logits_MC, label_temperature=temperature),
         )
     relevance = _relevance(corpus, classes, regions)
-    ties_N = metrics.tie_ranks(regions.gallery_ids)
+    ties_N = tie_ranks(regions.gallery_ids)
     sums = dict.fromkeys(candidates, 0.0)
     relevant = []
-    for start, stop in metrics.query_blocks(len(regions.query_QD), len(regions.gallery_ND)):
+    for start, stop in query_blocks(len(regions.query_QD), len(regions.gallery_ND)):
         right_BN = relevance.rows(start, stop)
         relevant.append(right_BN.sum(1, dtype=np.int64))
         region_BN = regions.query_QD[start:stop] @ regions.gallery_ND.T
@@ -185,10 +188,10 @@ def _score_direction(
             for temperature, found in labels.items()
         }
         for weight, temperature in candidates:
-            score_BN = (1.0 - weight) * region_BN
+            score_BN = np.float32(1.0 - weight) * region_BN
             if weight > 0:
-                score_BN = score_BN + weight * label_BN[temperature]
-            ranked = metrics.rank_block(score_BN.astype(np.float32), right_BN, ties_N=ties_N)
+                score_BN += np.float32(weight) * label_BN[temperature]
+            ranked = metrics.rank_block(score_BN, right_BN, ties_N=ties_N)
             sums[weight, temperature] += float(np.nansum(ranked.average_precision_Q))
     relevant_Q = np.concatenate(relevant)
     asked = int((relevant_Q > 0).sum())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zscmr_ray.retrieval.metrics import tie_ranks, top_hits
+from zscmr_ray.retrieval.ordering import tie_ranks, top_hits
 from zscmr_ray.retrieval.protocol import DIRECTIONS, ClassGroups, Corpus, Towers, condition_items, make_search
 from zscmr_ray.stages.evaluate_rows import EncodedRows
 from zscmr_ray.stages.report.pictures import encode_picture, heat_map, shrink_picture
