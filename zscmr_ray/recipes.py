@@ -24,7 +24,13 @@ def fgan_paper() -> Config:
         recipe="fgan_paper",
         train={"global_batch_size": 16},
         optim={"lr": 1e-5, "weight_decay": 1e-4, "warmup_steps": 10, "max_epochs": 60, "patience_epochs": 60},
-        model={"num_noise_samples": 1000, "sigma": 0.05, "ratio": 0.1, "eval_selection": "hard"},
+        model={
+            "num_noise_samples": 1000,
+            "sigma": 0.05,
+            "ratio": 0.1,
+            "rounding": "floor",
+            "eval_selection": "hard",
+        },
     )
 
 

@@ -29,7 +29,10 @@ class ModelSection(Section):
     )
     eval_selection: Literal["hard", "soft"] = setting("hard", "output", "region selection at retrieval time")
     ratio: float = setting(
-        0.1, "output", "kept share of the tokens; k = max(1, ceil(ratio x length))", gt=0, le=1
+        0.1, "output", "kept share of the tokens; k = max(1, round(ratio x length))", gt=0, le=1
+    )
+    rounding: Literal["ceil", "floor"] = setting(
+        "ceil", "output", "of ratio x length; at least 1 token is kept"
     )
     num_noise_samples: int = setting(1000, "output", "Gaussian perturbations n of the top-k", ge=1)
     sigma: float = setting(0.05, "output", "standard deviation of the perturbations", gt=0)
