@@ -30,7 +30,6 @@ from zscmr_ray.manifest import (
     require_manifest,
     write_manifest,
 )
-from zscmr_ray.models.base import VectorBlock
 from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.exact import recall_at_k
 from zscmr_ray.retrieval.gallery import FILES, Gallery, write_gallery
@@ -48,11 +47,20 @@ RECALL_LABEL_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedBlock:
+    """A named range of a vector's columns (the models' own class would import torch, which nothing here needs)."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class VectorFacts:
     """What the embeddings say of all their vectors."""
 
     fingerprint: str
-    blocks: tuple[VectorBlock, ...]
+    blocks: tuple[IndexedBlock, ...]
 
     @property
     def dimension(self) -> int:
@@ -143,7 +151,7 @@ def _facts(source: Store, part: PartRecord) -> VectorFacts:
     with source.open(part.name) as file:
         provenance: Mapping[str, Any] = provenance_of(pq.read_schema(file))
     try:
-        blocks = tuple(VectorBlock(b["name"], int(b["start"]), int(b["stop"])) for b in provenance["blocks"])
+        blocks = tuple(IndexedBlock(b["name"], int(b["start"]), int(b["stop"])) for b in provenance["blocks"])
         return VectorFacts(fingerprint=str(provenance["fingerprint"]), blocks=blocks)
     except (KeyError, TypeError) as error:
         raise DataError(
