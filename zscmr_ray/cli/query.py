@@ -55,10 +55,10 @@ def run_query(
             Console().print(f"gallery: {html}")
 
 
-def print_results(question: str, response: SearchResponse) -> None:
-    """Print one answer as a table."""
+def print_results(question: str, response: SearchResponse, *, limit: int | None = None) -> None:
+    """Print one answer, or its first `limit` results, as a table."""
     table = Table("rank", "score", "caption", "class", "id", title=question, title_justify="left")
-    for hit in response.results:
+    for hit in response.results[:limit]:
         table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.caption or "", ", ".join(hit.labels), hit.id)
     Console().print(table)
 

@@ -23,7 +23,7 @@ def run_stages(config: Config, stages: Sequence[str], *, overwrite: bool = False
     results = []
     for number, stage in enumerate(stages):
         # Ray outlives the stage that started it, so that the next one does not pay for the start again.
-        if stage in NEEDS_RAY and not _is_complete(config, stage):
+        if stage in NEEDS_RAY and (overwrite or not _is_complete(config, stage)):
             with ray_session(config.ray):
                 rest = [_run(config, name, overwrite=overwrite) for name in stages[number:]]
             return results + rest
