@@ -89,6 +89,8 @@ class DeepSpeedEngine:
 def _import_deepspeed(device: str) -> Any:
     # Read once, at DeepSpeed's first import: without it DeepSpeed probes for accelerators.
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if device == "cpu" else "cuda")
+    # Asserted by DeepSpeed; Ray Train has set it on a worker, a process of its own has rank 0.
+    os.environ.setdefault("LOCAL_RANK", "0")
     try:
         import deepspeed
     except ImportError as error:

@@ -29,7 +29,7 @@ class VectorBlock:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: ZeRO 3 hooks read a module's output with vars()
 class SideOutput:
     """What a model says of one side of a batch; a part that the model lacks is None.
 

@@ -18,7 +18,7 @@ from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.trunks import masked_mean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: ZeRO 3 hooks read a module's output with vars()
 class LabelOutput:
     """Logits [B, C] float32, and in training the two VAE terms per row [B] float32."""
 

@@ -26,6 +26,9 @@ from zscmr_ray.storage import Store
 
 STAGE = "train"
 SECTIONS = ("split", "model", "loss", "optim", "train")
+# Read by Ray Train's controller and workers. Polling every 2 s (the default) costs as much at every end and restart;
+# the print patch writes every line twice.
+RAY_TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
 
 def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
@@ -85,8 +88,8 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
 
 def fit(job: Any) -> dict[str, Any]:
     """Run the workers to their end; returns rank 0's report. Raises what the workers raised, unwrapped."""
-    # Ray Train reads these at import or start: polling every 2 s would cost as much at every end and restart.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    for name, value in RAY_TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -1,0 +1,159 @@
+"""A step is a function of its number: order, captions, noise, ranks; and what stops it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.engine.rank_process import run_ranks
+from tests.pairs_run import (
+    IMAGE_CHANNELS,
+    TEACHER_CLASSES,
+    TOKEN_CHANNELS,
+    PairsSpec,
+    make_tables,
+    tiny_config,
+)
+from zscmr_ray.config import Config
+from zscmr_ray.data.order import step_rows
+from zscmr_ray.data.pairs import PairFeatures, load_pair_features
+from zscmr_ray.engine.bare import BareEngine
+from zscmr_ray.engine.base import model_architecture
+from zscmr_ray.engine.collectives import rank, world_size
+from zscmr_ray.engine.deepspeed import DeepSpeedEngine
+from zscmr_ray.engine.step import AlignmentStep, StepSource
+from zscmr_ray.errors import ConfigError, TrainingError
+from zscmr_ray.models.build import build_model
+
+BATCH = 8
+
+
+def load_features(spec: PairsSpec | None = None) -> PairFeatures:
+    return load_pair_features(make_tables(spec), num_regions=4, token_channels=TOKEN_CHANNELS)
+
+
+def make_source(features: PairFeatures | None = None, **options: object) -> StepSource:
+    return StepSource(features or load_features(), global_batch_size=BATCH, seed=3, **options)  # type: ignore[arg-type]
+
+
+def make_step(config: Config | None = None) -> AlignmentStep:
+    config = config or tiny_config("unused")
+    architecture = model_architecture(
+        config, image_channels=IMAGE_CHANNELS, text_channels=TOKEN_CHANNELS, num_classes=TEACHER_CLASSES
+    )
+    return AlignmentStep(build_model(architecture, seed=1), precision=config.train.precision)
+
+
+def relabelled(features: PairFeatures) -> PairFeatures:
+    """The first half of step 0 shares a class, the second has none in common: rank 1 has no weak positive."""
+    order = step_rows(num_rows=len(features), global_batch_size=BATCH, seed=3, step=0)
+    for place, row in enumerate(order):
+        features.labels[row] = ("shared",) if place < BATCH // 2 else (f"own {place}",)
+    return features
+
+
+def test_inputs_repeat_and_do_not_depend_on_earlier_steps() -> None:
+    one, other = make_source(), make_source()
+    for step in range(5):
+        other.inputs(step)
+    assert torch.equal(one.inputs(5).regions_BRD, other.inputs(5).regions_BRD)
+    assert one.inputs(5).ids_G == other.inputs(5).ids_G != one.inputs(6).ids_G
+
+
+def test_captions_change_between_epochs() -> None:
+    source = make_source()
+    shown: dict[str, set[float]] = {}
+    for step in range(12 * source.steps_per_epoch):
+        inputs = source.inputs(step)
+        for name, tokens in zip(inputs.ids_G, inputs.tokens_BLD, strict=True):
+            shown.setdefault(name, set()).add(round(float(tokens.sum()), 3))
+    assert {len(values) for values in shown.values()} == {2}
+
+
+def test_ranks_share_the_batch() -> None:
+    whole = make_source().inputs(2)
+    parts = [make_source(rank=number, num_workers=2).inputs(2) for number in range(2)]
+    assert torch.equal(torch.cat([part.regions_BRD for part in parts]), whole.regions_BRD)
+    assert all(part.ids_G == whole.ids_G for part in parts)
+    assert all(torch.equal(part.relations.weak_BB, whole.relations.weak_BB) for part in parts)
+
+
+def test_a_batch_larger_than_the_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="larger than the training set"):
+        StepSource(load_features(), global_batch_size=1000, seed=0)
+    with pytest.raises(ConfigError, match="not divisible"):
+        make_source(num_workers=3)
+
+
+def test_nan_features_stop_with_the_step_and_the_rows() -> None:
+    features = load_features(PairsSpec(not_finite=range(120)))
+    source, step = make_source(features), make_step()
+    engine = BareEngine(step, optim=tiny_config("unused").optim, total_steps=10)
+    before = engine.weights()
+    with pytest.raises(TrainingError, match="loss is nan at step 4") as error:
+        engine.update(source.inputs(4))
+    assert all(name in str(error.value) for name in source.inputs(4).ids_G)
+    assert all(torch.equal(value, before[name]) for name, value in engine.weights().items())
+
+
+def gradients(has_odd_rank: bool) -> dict[str, Tensor]:
+    features = relabelled(load_features()) if has_odd_rank else load_features()
+    step = make_step().train()
+    step(make_source(features, rank=rank(), num_workers=world_size()).inputs(0))["total"].backward()
+    found = {}
+    for name, parameter in step.named_parameters():
+        if world_size() > 1:
+            dist.all_reduce(parameter.grad)
+        found[name] = parameter.grad
+    return found
+
+
+def both_gradients() -> list[dict[str, Tensor]]:
+    return [gradients(has_odd_rank) for has_odd_rank in (False, True)]
+
+
+def test_summed_gradients_of_two_ranks_are_the_single_process_s() -> None:
+    """Also when one rank has no weak positive."""
+    single = both_gradients()
+    for found in run_ranks(both_gradients, 2):
+        for case, expected in zip(found, single, strict=True):
+            assert case.keys() == expected.keys()
+            for name, gradient in expected.items():
+                assert torch.allclose(case[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def losses(
+    engine_name: str, zero_stage: int, precision: str, steps: int
+) -> tuple[list[float], dict[str, Tensor]]:
+    config = tiny_config("unused", train={"zero_stage": zero_stage, "precision": precision})
+    step, total = make_step(config), steps
+    engine = (
+        BareEngine(step, optim=config.optim, total_steps=total)
+        if engine_name == "bare"
+        else DeepSpeedEngine(step, config=config, total_steps=total)
+    )
+    source = make_source(relabelled(load_features()), rank=rank(), num_workers=world_size())
+    return [engine.update(source.inputs(number))["total"] for number in range(steps)], engine.weights()
+
+
+CASES = ((0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"))
+
+
+def deepspeed_losses() -> list[tuple[list[float], dict[str, Tensor]]]:
+    os.environ["LOCAL_RANK"] = str(rank())
+    return [losses("deepspeed", zero_stage, precision, 20) for zero_stage, precision in CASES]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_deepspeed_follows_the_bare_loop(num_ranks: int) -> None:
+    expected = {precision: losses("bare", 0, precision, 20) for precision in ("fp32", "bf16")}
+    for results in run_ranks(deepspeed_losses, num_ranks):
+        for (zero_stage, precision), (found, weights) in zip(CASES, results, strict=True):
+            tolerance = 1e-4 if precision == "fp32" else 2e-2
+            assert found == pytest.approx(expected[precision][0], abs=tolerance), (zero_stage, precision)
+            for name, value in expected[precision][1].items():
+                assert torch.allclose(weights[name], value, atol=10 * tolerance), (zero_stage, name)
