@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ from zscmr_ray.schema import image_embeddings_schema, text_embeddings_schema
 from zscmr_ray.stages import stage_store
 
 FINGERPRINT = "ab" * 32
-BLOCKS = [{"name": "region", "start": 0, "stop": 6}, {"name": "label", "start": 6, "stop": 10}]
-DIMENSION = 10
+BLOCKS: list[dict[str, object]] = [
+    {"name": "region", "start": 0, "stop": 6},
+    {"name": "label", "start": 6, "stop": 10},
+]
 COLOURS = ("red", "green", "blue")
 
 
@@ -56,24 +58,32 @@ def write_embeddings(
     sides: Sequence[str] = ("image", "text"),
     fingerprints: Sequence[str] = (FINGERPRINT, FINGERPRINT),
     ids: Sequence[str] | None = None,
+    blocks: Sequence[dict[str, object]] = BLOCKS,
+    vectors: Mapping[str, npt.NDArray[np.float16]] | None = None,
 ) -> None:
-    """Write two parts per side and the manifest last. The second part of each side names `fingerprints[1]`."""
+    """Write two parts per side and the manifest last. The second part of each side names `fingerprints[1]`.
+
+    `vectors` (side -> [N, D], with their `blocks`) replace those drawn from a seed.
+    """
     store = stage_store(config, "embed")
     ids = list(ids or item_ids(num_items))
+    dimension = int(str(blocks[-1]["stop"]))
     rows = {side: _rows(side, ids, captions_per_item) for side in sides}
+    for side, values in (vectors or {}).items():
+        rows[side]["vector"] = list(values)
     records = []
     for side in sides:
         half = len(rows[side]["id"]) // 2
         for number, (start, stop) in enumerate(((half, None), (0, half))):
-            metadata = {"fingerprint": fingerprints[number], "blocks": BLOCKS}
+            metadata = {"fingerprint": fingerprints[number], "blocks": blocks}
             schema = (
-                image_embeddings_schema(dimension=DIMENSION, num_regions=4, metadata=metadata)
+                image_embeddings_schema(dimension=dimension, num_regions=4, metadata=metadata)
                 if side == "image"
-                else text_embeddings_schema(dimension=DIMENSION, metadata=metadata)
+                else text_embeddings_schema(dimension=dimension, metadata=metadata)
             )
             columns = {name: values[start:stop] for name, values in rows[side].items()}
-            vectors = pa.array(np.concatenate(columns["vector"]), pa.float16())
-            columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors, DIMENSION)
+            flat = pa.array(np.concatenate(columns["vector"]), pa.float16())
+            columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, dimension)
             table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
             name = f"{side}/part-{number:016x}.parquet"
             with store.open_write(name) as file:

@@ -7,6 +7,7 @@ at import. What it is not: the work (service.py) or the routes (routes.py); `ray
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -107,6 +108,7 @@ def start(config: Config) -> str:
     check_servable(config)
     if config.ray.address is None:
         _check_port(settings.host, settings.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly" if settings.is_loopback else "EveryNode",
         http_options={"host": settings.host, "port": settings.port},
@@ -115,10 +117,21 @@ def start(config: Config) -> str:
     try:
         serve.run(build_app(config), name=APP_NAME, route_prefix="/", logging_config=_LOGGING)
     except RuntimeError as error:
+        reason = _failure(str(error))
+        stop()
         raise ServingError(
-            "the service did not start", got=error, expected=f"{settings.num_replicas} healthy replica(s)"
+            "the service did not start", got=reason, expected=f"{settings.num_replicas} healthy replica(s)"
         ) from error
     return base_url(settings.host, settings.port)
+
+
+def _failure(fallback: str) -> str:
+    """Why the replicas failed, in one line: the last one of the traceback that Serve keeps."""
+    status = serve.status().applications.get(APP_NAME)
+    messages = [d.message for d in status.deployments.values() if d.message] if status else []
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line and ":" in line]
+    return (named or lines or [fallback])[-1]
 
 
 def stop() -> None:
