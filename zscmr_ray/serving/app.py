@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from starlette.types import ASGIApp
 
+from zscmr_ray.client import Client
 from zscmr_ray.config import Config
 from zscmr_ray.engine.checkpoint import read_meta
 from zscmr_ray.errors import ConfigError, ServingError
@@ -34,6 +36,7 @@ from zscmr_ray.stages import stage_store
 from zscmr_ray.storage import Store
 
 APP_NAME = "zscmr"
+_ANSWER_WAIT_S = 15.0
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -93,6 +96,8 @@ def build_app(config: Config) -> serve.Application:
         ray_actor_options={"num_cpus": settings.encoder_threads},
         # What makes a replica fail to build (a hash, a missing package) does not pass by trying again.
         max_constructor_retry_count=1,
+        # How often a stopping replica looks whether its requests have ended (Serve's 2 s are two idle seconds).
+        graceful_shutdown_wait_loop_s=0.2,
     )
     return deployment.bind(values, needs_key=bool(read_api_keys(settings)))
 
@@ -106,7 +111,7 @@ def start(config: Config) -> str:
     settings = config.serve
     read_api_keys(settings)
     check_servable(config)
-    if config.ray.address is None:
+    if not _outlives_us(config):
         _check_port(settings.host, settings.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
@@ -118,11 +123,30 @@ def start(config: Config) -> str:
         serve.run(build_app(config), name=APP_NAME, route_prefix="/", logging_config=_LOGGING)
     except RuntimeError as error:
         reason = _failure(str(error))
-        stop()
+        stop(config)
         raise ServingError(
             "the service did not start", got=reason, expected=f"{settings.num_replicas} healthy replica(s)"
         ) from error
-    return base_url(settings.host, settings.port)
+    url = base_url(settings.host, settings.port)
+    # Serve keeps the address of whoever started it first on this Ray, and says so in a log only.
+    if not _outlives_us(config) and not _answers(url):
+        stop(config)
+        raise ServingError(
+            "nothing answers where the service should be",
+            got=f"no answer at {url} in {_ANSWER_WAIT_S:g} s",
+            remedy="Serve may run on this Ray with another port already: start the service in a process of its own",
+        )
+    return url
+
+
+def _answers(url: str) -> bool:
+    with Client(url) as client:
+        return client.ready(wait_s=_ANSWER_WAIT_S)
+
+
+def _outlives_us(config: Config) -> bool:
+    """Whether Ray is a cluster that was there before, and not one that this process started."""
+    return bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _failure(fallback: str) -> str:
@@ -134,10 +158,13 @@ def _failure(fallback: str) -> str:
     return (named or lines or [fallback])[-1]
 
 
-def stop() -> None:
-    """Take the application down, and Serve itself when no other application uses it."""
+def stop(config: Config) -> None:
+    """Take the application down; on a cluster that outlives this process Serve as well, when nothing else uses it.
+
+    A Ray of this process's own ends with Serve in it: shutting Serve down first only prints its controller's death.
+    """
     serve.delete(APP_NAME)
-    if not serve.status().applications:
+    if _outlives_us(config) and not serve.status().applications:
         serve.shutdown()
 
 
@@ -148,7 +175,7 @@ def running(config: Config) -> Iterator[str]:
     try:
         yield url
     finally:
-        stop()
+        stop(config)
 
 
 def run_serve(config: Config, *, block: bool = True) -> str:
@@ -159,7 +186,7 @@ def run_serve(config: Config, *, block: bool = True) -> str:
         try:
             _wait_for_signal()
         finally:
-            stop()
+            stop(config)
     return url
 
 
