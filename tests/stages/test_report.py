@@ -166,7 +166,9 @@ def test_without_examples_and_without_baselines_the_page_still_renders(run: Stor
     text = render_page(report, {"chosen": "", "groups": [], "heat_maps": []})
     assert "too few pairs" in text
     assert Page(text).open == []
-    assert all(bar["baseline"] is None for bar in class_bars(report))
+    bars = class_bars(report)
+    assert bars is not None and not bars["has_baseline"]
+    assert all(bar["baseline"] is None for bar in bars["rows"])
 
 
 def test_a_missing_report_is_an_error(tmp_path: Path) -> None:
@@ -176,7 +178,10 @@ def test_a_missing_report_is_an_error(tmp_path: Path) -> None:
 
 def test_bars_are_the_mean_of_both_directions_best_first(run: Store) -> None:
     report, _ = documents(run)
-    bars = class_bars(report)
+    found = class_bars(report)
+    assert found is not None
+    bars = found["rows"]
+    assert max(bar["percent"] for bar in bars) <= 100
     both = next(method for method in report["methods"] if method["key"] == "both")["classes"]["U|U"]
     for bar in bars:
         values = [both[part]["per_class"][bar["name"]] for part in ("image_to_text", "text_to_image")]

@@ -27,7 +27,7 @@ def precision_recall_panels(report: Report, *, condition: str = "U|U") -> list[d
     for part, title in DIRECTIONS:
         found = [method["classes"][condition][part] for method in report["methods"]]
         highest = max((value for one in found for value in one["precision_at_recall"] if value), default=1.0)
-        top = next(level for level in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if level >= min(highest, 1.0))
+        top = axis_top(highest)
         chance = found[0]["chance_precision_at_r"]
         panels.append(
             {
@@ -65,18 +65,38 @@ def polyline(precisions: Sequence[float | None], *, top: float) -> str:
     )
 
 
-def class_bars(report: Report, *, condition: str = "U|U", against: str = "cca") -> list[dict[str, Any]]:
-    """Return the unseen classes, best first: the main method's AP (both directions' mean) and a baseline's."""
+def axis_top(highest: float) -> float:
+    """Return the end of an axis that holds values from 0 to `highest` (at most 1).
+
+    >>> axis_top(0.31), axis_top(1.0)
+    (0.4, 1.0)
+    """
+    return next(level for level in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if level >= min(highest, 1.0))
+
+
+def class_bars(report: Report, *, condition: str = "U|U", against: str = "cca") -> dict[str, Any] | None:
+    """Return the unseen classes, best first: the main method's AP (both directions' mean) and a baseline's.
+
+    None where the condition was not evaluated. `percent` is of the scale's width.
+    """
     method = main_method(report)
     if condition not in method["classes"]:
-        return []
+        return None
     ours = _class_scores(method["classes"][condition])
     other = next((one for one in report["methods"] if one["key"] == against), None)
     baseline = _class_scores(other["classes"][condition]) if other else {}
-    return [
-        {"name": name, "value": value, "baseline": baseline.get(name)}
+    scale = axis_top(max([*ours.values(), *baseline.values()], default=1.0))
+    rows = [
+        {
+            "name": name,
+            "value": value,
+            "percent": 100 * value / scale,
+            "baseline": baseline.get(name),
+            "baseline_percent": 100 * baseline[name] / scale if name in baseline else None,
+        }
         for name, value in sorted(ours.items(), key=lambda item: (-item[1], item[0]))
     ]
+    return {"scale": scale, "has_baseline": bool(baseline), "rows": rows}
 
 
 def _class_scores(numbers: Mapping[str, Any]) -> dict[str, float]:
