@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from zscmr_ray.errors import DataError, MissingPackageError
 from zscmr_ray.schema import RejectCode, file_metadata, part_name
 from zscmr_ray.stages.plane.chunks import DecodedChunk, EncodedChunk, RejectedRow, Shard
 from zscmr_ray.storage import Store
+
+# Ray Data's own settings warn about themselves, and Ray leaves sockets and files to the garbage collector.
+RAY_WARNINGS = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
 
 SCHEMA = pa.schema([("id", pa.string()), ("double", pa.int64())], metadata=file_metadata({"by": "test"}))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.stages.numbers import Build, Numbers, digests, make_shards
+from tests.stages.numbers import RAY_WARNINGS, Build, Numbers, digests, make_shards
 from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import DataError, MissingPackageError
 from zscmr_ray.schema import part_name
@@ -15,11 +15,7 @@ from zscmr_ray.stages.plane.chunks import Shard
 from zscmr_ray.stages.plane.run import PlaneJob, run_plane
 from zscmr_ray.storage import Store
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves sockets and files to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
 
 
 def make_job(

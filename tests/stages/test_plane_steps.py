@@ -12,7 +12,7 @@ import pytest
 
 from tests.stages.numbers import Build, Doubler, Numbers, make_shards
 from zscmr_ray.config import PlaneSection
-from zscmr_ray.errors import ConfigError, DataError
+from zscmr_ray.errors import ConfigError, DataError, MissingPackageError
 from zscmr_ray.manifest import StageKey, read_manifest
 from zscmr_ray.stages.plane.chunks import (
     ChunkResult,
@@ -37,7 +37,7 @@ from zscmr_ray.stages.plane.commit import (
     write_part,
 )
 from zscmr_ray.stages.plane.decode import DecodeShards
-from zscmr_ray.stages.plane.encode import EncodeChunks, encode_or_isolate
+from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, encode_or_isolate, error_from_json
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
 from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, write_chunk
 from zscmr_ray.storage import Store
@@ -124,6 +124,13 @@ def test_an_encoder_that_always_raises_rejects_no_row(tmp_path: Path) -> None:
         encode_or_isolate(Doubler(poison="all"), ROWS, shard_key="s.tar")
     results = run_steps(Store(tmp_path), make_shards(3)[0], build=Build(poison="all"))
     assert results[0].failure == Failure("error", "ValueError: poison")
+
+
+def test_an_encoder_that_cannot_be_built_sends_its_error_along(tmp_path: Path) -> None:
+    (result,) = run_steps(Store(tmp_path), make_shards(3)[0], build=Build(missing=True))
+    assert result.failure is not None and result.failure.code == NOT_BUILT
+    error = error_from_json(result.failure.reason)
+    assert (type(error), error.remedy) == (MissingPackageError, "pip install weights")
 
 
 def test_commit_refuses_missing_chunks_and_lost_rows(tmp_path: Path) -> None:

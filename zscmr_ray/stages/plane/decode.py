@@ -35,7 +35,7 @@ class DecodeShards:
         try:
             attempts = note_attempt(self.store, shard.part, what=_DECODE)
             if attempts >= self.max_failures:
-                reason = f"its worker crashed {attempts} times while reading it"
+                reason = f"its worker crashed {self.max_failures} times while reading it"
                 yield failed_row(shard, index, Failure("crashed", reason))
                 return
             for chunk in self.source.read(shard):

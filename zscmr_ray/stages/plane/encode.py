@@ -6,10 +6,12 @@ Exceptions are handled as in `decode.py`; if single rows are the cause, they are
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
 
+from zscmr_ray import errors
 from zscmr_ray.errors import ZscmrError
 from zscmr_ray.schema import RejectCode, rejected_schema
 from zscmr_ray.stages.plane.chunks import (
@@ -27,6 +29,7 @@ from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt, write_c
 from zscmr_ray.storage import Store
 
 REJECTED = "rejected"
+NOT_BUILT = "not_built"
 
 
 class EncodeChunks:
@@ -40,17 +43,17 @@ class EncodeChunks:
         try:
             self._encoder = build()
         except ZscmrError as error:
-            # Ray reports a failing constructor as a dead actor, without its cause: the first chunk raises it.
+            # Ray reports a failing constructor as a dead actor and loses an exception's cause on the way: it
+            # travels as words with the first chunk instead.
             self._build_error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode one chunk, stage its tables, and say what they are."""
-        if self._build_error is not None:
-            raise self._build_error
         header, table = read_chunk_row(batch)
+        if self._build_error is not None:
+            return result_row(_failed(header, Failure(NOT_BUILT, error_to_json(self._build_error))))
         if table is None:
-            failure = Failure(**header["failure"])
-            return result_row(ChunkResult(header["part"], header["index"], last=True, failure=failure))
+            return result_row(_failed(header, Failure(**header["failure"])))
         try:
             return result_row(self._encode(header, table))
         except Exception as error:
@@ -60,7 +63,7 @@ class EncodeChunks:
         part, index, what = header["part"], header["index"], f"encode-{header['index']:06d}"
         attempts = note_attempt(self.store, part, what=what)
         if attempts >= self.max_failures:
-            reason = f"its worker crashed {attempts} times while encoding chunk {index}"
+            reason = f"its worker crashed {self.max_failures} times while encoding chunk {index}"
             return _failed(header, Failure("crashed", reason))
         assert self._encoder is not None
         encoded = encode_or_isolate(self._encoder, table, shard_key=header["key"])
@@ -126,6 +129,20 @@ def set_torch_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def error_to_json(error: ZscmrError) -> str:
+    """Our own error as text, for `error_from_json` in another process."""
+    texts = {name: getattr(error, name) for name in ("message", "got", "expected", "remedy")}
+    texts = {name: None if value is None else str(value) for name, value in texts.items()}
+    return json.dumps({"kind": type(error).__name__} | texts)
+
+
+def error_from_json(text: str) -> ZscmrError:
+    """Build the error again that `error_to_json` wrote down."""
+    values = json.loads(text)
+    kind: type[ZscmrError] = getattr(errors, values.pop("kind"), ZscmrError)
+    return kind(values.pop("message"), **values)
+
+
 def _raises_alone(encoder: Encoder, row: pa.Table) -> str | None:
     try:
         encoder.encode(row)
@@ -135,6 +152,5 @@ def _raises_alone(encoder: Encoder, row: pa.Table) -> str | None:
 
 
 def _failed(header: dict[str, Any], failure: Failure) -> ChunkResult:
-    return ChunkResult(
-        header["part"], header["index"], last=header["last"], num_in=header["num_in"], failure=failure
-    )
+    last, num_in = header.get("last", True), header.get("num_in", 0)
+    return ChunkResult(header["part"], header["index"], last=last, num_in=num_in, failure=failure)

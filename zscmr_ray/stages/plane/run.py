@@ -17,10 +17,9 @@ from typing import Any
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
 
 from zscmr_ray.config import PlaneSection
-from zscmr_ray.errors import DataError, ZscmrError
+from zscmr_ray.errors import DataError
 from zscmr_ray.progress import Progress
 from zscmr_ray.stages.plane.chunks import (
     ChunkResult,
@@ -34,7 +33,7 @@ from zscmr_ray.stages.plane.chunks import (
 )
 from zscmr_ray.stages.plane.commit import Commit, commit_part, valid_commits
 from zscmr_ray.stages.plane.decode import DecodeShards, failure_of
-from zscmr_ray.stages.plane.encode import EncodeChunks
+from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, error_from_json
 from zscmr_ray.stages.plane.resources import NodeResources, Width, fit_width
 from zscmr_ray.stages.plane.staging import STAGING, shard_prefix
 from zscmr_ray.storage import Store
@@ -195,11 +194,11 @@ def _results(job: PlaneJob, tasks: list[list[Shard]]) -> Iterator[ChunkResult]:
             num_cpus=width.encoder_cpus,
             num_gpus=job.plane.encoder_gpus,
         )
-        try:
-            for row in results.iter_rows():
-                yield result_of(row["result"])
-        except RayError as error:
-            raise _cause_of(error) or error from error
+        for row in results.iter_rows():
+            result = result_of(row["result"])
+            if result.failure is not None and result.failure.code == NOT_BUILT:
+                raise error_from_json(result.failure.reason)
+            yield result
 
 
 def cluster_width(plane: PlaneSection, *, max_encoders: int | None = None) -> Width:
@@ -231,15 +230,6 @@ def _data_context() -> Iterator[None]:
         log.setLevel(level)
         for name, value in before.items():
             setattr(context, name, value)
-
-
-def _cause_of(error: BaseException) -> ZscmrError | None:
-    """Our own error inside what Ray wrapped around it."""
-    layer: BaseException | None = error
-    while layer is not None and not isinstance(layer, ZscmrError):
-        inner = getattr(layer, "cause", None)
-        layer = inner if isinstance(inner, BaseException) else layer.__cause__
-    return layer
 
 
 def _failed_shards(job: PlaneJob, failures: dict[str, Failure]) -> DataError:

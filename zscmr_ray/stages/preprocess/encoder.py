@@ -5,6 +5,7 @@ Legend: B rows, H W pixels, R regions, L tokens, D channels, C teacher classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,7 +66,8 @@ def describe_backbones(section: PreprocessSection) -> dict[str, Any]:
             "weights_sha256": image.weights_sha256,
             "num_channels": image.num_channels,
             "trained_on": image.trained_on,
-            "spec": asdict(image.spec),
+            # As JSON gives it back: the first run's result and a later one's are equal.
+            "spec": json.loads(json.dumps(asdict(image.spec))),
         },
         "text_backbone": {
             "id": text.id,
