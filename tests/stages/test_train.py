@@ -1,0 +1,201 @@
+"""The train stage on a real Ray: a checkpoint from pairs, errors unwrapped, and kills that change no byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pairs_run import PairsSpec, tiny_config, write_pairs
+from tests.stages.train_process import long_config
+from zscmr_ray.engine.checkpoint import load_checkpoint
+from zscmr_ray.engine.resume import COMPLETE
+from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
+from zscmr_ray.stages.train import cause_of, check_cluster, plan_training, run_train
+from zscmr_ray.storage import Store
+
+# Ray's own: a configuration class that warns of its defaults, sockets it closes late.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+CHECKPOINT = ("config.json", "meta.json", "model.safetensors", "split.json")
+
+
+def parts_of(run: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in (run / "pairs").glob("part-*")))
+
+
+def checkpoint_bytes(run: Path) -> dict[str, bytes]:
+    """The checkpoint's files; config.json holds the run's folder, which differs between runs."""
+    files = {name: (run / "checkpoint" / name).read_bytes() for name in CHECKPOINT}
+    return {name: data.replace(str(run).encode(), b"RUN") for name, data in files.items()}
+
+
+def wait_for_state(run: Path, *, timeout_s: float = 120.0) -> None:
+    """Wait until a resumable state is whole."""
+    deadline_s = time.monotonic() + timeout_s
+    while not list((run / "checkpoint" / "engine").glob(f"*/{COMPLETE}")):
+        assert time.monotonic() < deadline_s, "no resumable state was written"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole")
+    write_pairs(long_config(run))
+    result = run_train(long_config(run))
+    assert not result.skipped
+    return run
+
+
+@pytest.mark.ray
+def test_the_checkpoint_is_whole_and_a_second_run_returns_at_once(undisturbed: Path) -> None:
+    model, meta = load_checkpoint(Store(undisturbed / "checkpoint"))
+    assert model.label_temperature == meta.label_temperature
+    assert meta.split is not None and set(meta.split["pseudo_unseen"]) < set(meta.split["seen"])
+    split = json.loads((undisturbed / "pairs" / "splits" / "even_odd-0.5-0.json").read_text())
+    assert split == meta.split
+    assert meta.preprocessing["crop_fraction"] == 1.0
+    manifest = json.loads((undisturbed / "checkpoint" / "manifest.json").read_text())
+    assert [part["name"] for part in manifest["parts"]] == sorted(CHECKPOINT)
+    assert manifest["info"]["fingerprint"] == meta.fingerprint
+    assert not (undisturbed / "checkpoint" / "engine").exists()
+    lines = [
+        json.loads(line) for line in (undisturbed / "checkpoint" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert {"loss/total", "lr", "speed/samples_per_s", "speed/waiting_fraction"} <= lines[0].keys()
+    assert any("validation/map" in line for line in lines)
+    assert list((undisturbed / "checkpoint" / "tensorboard").glob("events*"))
+    again = run_train(long_config(undisturbed))
+    assert again.skipped and again.counts["steps"] == meta.selection["steps"]
+
+
+@pytest.mark.ray
+def test_other_settings_are_refused(undisturbed: Path) -> None:
+    with pytest.raises(RefusedError, match=r"optim\.max_epochs: 150 -> 151"):
+        run_train(long_config(undisturbed, num_epochs=151))
+
+
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    write_pairs(long_config(tmp_path))
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for_state(tmp_path)
+        # TensorBoard's event files carry the worker's process id in their names.
+        (events,) = (tmp_path / "checkpoint" / "tensorboard").glob("events*")
+        killed.append(int(events.name.split(".")[-2]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_train(long_config(tmp_path))
+    killer.join()
+    assert killed
+    lines = (tmp_path / "checkpoint" / "metrics.jsonl").read_text()
+    assert '"event": "resumed"' in lines
+    assert checkpoint_bytes(tmp_path) == checkpoint_bytes(undisturbed)
+
+
+@pytest.mark.ray
+def test_a_killed_driver_goes_on_and_the_weights_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    write_pairs(long_config(tmp_path))
+    command = [sys.executable, "-m", "tests.stages.train_process", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        wait_for_state(tmp_path)
+        driver.kill()
+    assert not (tmp_path / "checkpoint" / "manifest.json").exists()
+    run_train(long_config(tmp_path))
+    assert '"event": "resumed"' in (tmp_path / "checkpoint" / "metrics.jsonl").read_text()
+    assert checkpoint_bytes(tmp_path) == checkpoint_bytes(undisturbed)
+
+
+@pytest.mark.ray
+def test_two_workers_train_the_same_model(ray_local: None, tmp_path: Path) -> None:
+    models = []
+    for num_workers in (1, 2):
+        config = tiny_config(tmp_path / str(num_workers), train={"num_workers": num_workers})
+        write_pairs(config)
+        run_train(config)
+        models.append(load_checkpoint(Store(tmp_path / str(num_workers) / "checkpoint"))[0].state_dict())
+    for name, value in models[0].items():
+        assert (models[1][name] - value).abs().max() < 1e-4, name
+
+
+@pytest.mark.ray
+def test_a_nan_loss_stops_with_the_step_and_the_rows(ray_local: None, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    write_pairs(config, PairsSpec(not_finite=range(120)))
+    with pytest.raises(TrainingError, match="the loss is nan at step 0") as error:
+        run_train(config)
+    assert "shard#" in str(error.value)
+    assert not (tmp_path / "checkpoint" / "manifest.json").exists()
+
+
+def test_pairs_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="preprocess is not complete"):
+        run_train(tiny_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "spec, sections, error, match",
+    [
+        (PairsSpec(num_classes=1), {}, DataError, "class"),
+        (PairsSpec(labelled=False), {}, DataError, "class"),
+        (PairsSpec(), {"split": {"min_items_per_class": 1000}}, DataError, "class"),
+        (PairsSpec(), {"split": {"kind": "explicit"}}, ConfigError, "unseen"),
+        (PairsSpec(), {"train": {"global_batch_size": 500}}, ConfigError, "larger than the training set"),
+        (PairsSpec(), {"train": {"global_batch_size": 9, "num_workers": 2}}, ConfigError, "not divisible"),
+        (PairsSpec(), {"train": {"micro_batch_size": 2}}, ConfigError, "accumulation"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_ray(
+    tmp_path: Path,
+    spec: PairsSpec,
+    sections: dict[str, dict[str, object]],
+    error: type[Exception],
+    match: str,
+) -> None:
+    config = tiny_config(tmp_path, **sections)
+    write_pairs(config, spec)
+    with pytest.raises(error, match=match):
+        run_train(config)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_counts_of_the_plan(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    write_pairs(config)
+    split, counts = plan_training(config, Store(tmp_path / "pairs"), parts_of(tmp_path))
+    assert counts["trained_rows"] == 9 * len(split.trained(refit=False))
+    assert counts["pairs"] == 120 and counts["unseen_classes"] == 4
+
+
+def test_more_workers_than_cpus_are_refused() -> None:
+    config = tiny_config("unused", train={"num_workers": 4})
+    check_cluster(config, {"CPU": 4.0})
+    with pytest.raises(ConfigError, match="more training workers than CPUs"):
+        check_cluster(config, {"CPU": 3.0})
+    with pytest.raises(ConfigError, match="more training workers than GPUs"):
+        check_cluster(tiny_config("unused", train={"use_gpu": True}), {"CPU": 3.0})
+
+
+def test_worker_errors_are_unwrapped() -> None:
+    class Wrapped(Exception):
+        worker_failures: dict[int, BaseException]
+
+    ours, foreign = Wrapped(), Wrapped()
+    ours.worker_failures = {0: RuntimeError("x"), 1: DataError("torn part")}
+    foreign.worker_failures = {0: RuntimeError("out of memory")}
+    assert isinstance(cause_of(ours), DataError)
+    assert isinstance(cause_of(foreign), TrainingError)
+    assert "RuntimeError: out of memory" in str(cause_of(foreign))
