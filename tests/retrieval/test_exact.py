@@ -74,8 +74,26 @@ def test_a_filter_is_applied_before_the_search(num_queries: int) -> None:
     assert hits.rows_QK.tolist() == naive(queries, gallery, k, allowed)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("order", ["random", "rising", "falling"])
+def test_many_blocks_in_any_order_equal_a_naive_loop(
+    monkeypatch: pytest.MonkeyPatch, threads: int, order: str
+) -> None:
+    # Rising scores are the worst case of a running threshold: every row passes it.
+    monkeypatch.setattr("zscmr_ray.retrieval.exact._BLOCK_ROWS", 16)
+    monkeypatch.setattr("zscmr_ray.retrieval.exact._FIRST_ROWS", 3)
+    monkeypatch.setattr("zscmr_ray.retrieval.exact.faiss.omp_get_max_threads", lambda: threads)
+    gallery, queries = unit_rows(150, 9, seed=30), unit_rows(3, 9, seed=31)
+    if order != "random":
+        gallery = gallery[np.argsort(gallery @ queries[0] * (1 if order == "rising" else -1))]
+    index = ExactIndex(gallery)
+    for num in (1, 3):
+        for k in (1, 5, 150):
+            assert index.search(queries[:num], k=k).rows_QK.tolist() == naive(queries[:num], gallery, k)
+
+
 def test_a_filter_larger_than_one_gathered_block_and_with_ties(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zscmr_ray.retrieval.exact._GATHER_ROWS", 7)
+    monkeypatch.setattr("zscmr_ray.retrieval.exact._BLOCK_ROWS", 7)
     gallery = np.concatenate([unit_rows(40, 6, seed=11), np.repeat(unit_rows(1, 6, seed=12), 40, axis=0)])
     allowed = np.arange(80) % 2 == 1
     hits = ExactIndex(gallery).search(unit_rows(2, 6, seed=12), k=5, allowed=allowed)

@@ -2,11 +2,12 @@
 
 What it is: a gallery [N, D] of float32 rows in id order, memory-mapped from `vectors.npy`, and the k best rows of each
 (already weighted) query. Answers do not depend on the batch a query came in, on threads or on where a row lies:
-faiss proposes candidates in float32, their scores are computed again in float64 row by row, and equal scores go to
+candidates are proposed in float32, their scores are computed again in float64 row by row, and equal scores go to
 the lower row, which is the smaller id. What it is not: an approximate index, or the owner of ids and captions.
 
-Speed (STACK, faiss): one query is a matrix-vector product over all cores (faiss's own single query uses one), more
-than one goes to faiss's register-blocked kernel, which faiss itself leaves for BLAS at 20 queries already.
+Speed (docs/decisions.md, benchmarks/search_batch.py): a batch is one matrix product, of which the scores above the
+worst kept one are taken in a single pass. One query is a matrix-vector product over all cores, where faiss uses one
+core; on one core faiss's own kernel is the faster one and is used.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ RowArray = npt.NDArray[np.int64]
 _SLACK = 16
 # Relative error of a float32 inner product, generously: sqrt(D) roundings of 6e-8 at D = 4096 are 4e-6.
 _SCORE_ERROR = 1e-5
-# Filtered rows are gathered this many at a time, so that a filter needs 64 MiB at 256-d and not a second gallery.
-_GATHER_ROWS = 65_536
+# Rows scored at a time: filtered ones are gathered, so this bounds the copy (128 MiB at 512-d).
+_BLOCK_ROWS = 65_536
+_FIRST_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +120,20 @@ class ExactIndex:
         self, queries_QD: FloatArray, num: int, rows: RowArray | None
     ) -> tuple[FloatArray, RowArray]:
         """The `num` best candidates by float32 scores, sorted, from all rows or from the given ones."""
-        if rows is None:
-            return _top(queries_QD, self.vectors_ND, num)
-        kept_scores = np.empty((len(queries_QD), 0), np.float32)
-        kept_rows = np.empty((len(queries_QD), 0), np.int64)
-        for start in range(0, rows.size, _GATHER_ROWS):
-            block_rows = rows[start : start + _GATHER_ROWS]
-            scores, local = _top(queries_QD, self.vectors_ND[block_rows], min(num, block_rows.size))
-            kept_scores = np.concatenate([kept_scores, scores], axis=1)
-            kept_rows = np.concatenate([kept_rows, block_rows[local]], axis=1)
-            order = np.argsort(-kept_scores, axis=1, kind="stable")[:, :num]
-            kept_scores = np.take_along_axis(kept_scores, order, axis=1)
-            kept_rows = np.take_along_axis(kept_rows, order, axis=1)
-        return kept_scores, kept_rows
+        if rows is None and len(queries_QD) == 1 and faiss.omp_get_max_threads() == 1:
+            return faiss.knn(queries_QD, self.vectors_ND, num, metric=faiss.METRIC_INNER_PRODUCT)
+        total = self.num_rows if rows is None else int(rows.size)
+        kept = _Kept(len(queries_QD), num)
+        start = 0
+        while start < total:
+            # Growing blocks: the first ones set the threshold that lets the later ones pass few candidates.
+            stop = min(total, start + min(_BLOCK_ROWS, max(_FIRST_ROWS, 3 * start)))
+            if rows is None:
+                kept.add(self.vectors_ND[start:stop] @ queries_QD.T, first_row=start)
+            else:
+                kept.add(self.vectors_ND[rows[start:stop]] @ queries_QD.T, first_row=start)
+            start = stop
+        return kept.scores_QK, kept.rows_QK if rows is None else rows[kept.rows_QK]
 
     def _rows_above(self, query_D: FloatArray, threshold: float, rows: RowArray | None) -> RowArray:
         """Every row whose float32 score reaches the threshold: many equal vectors lie at the boundary."""
@@ -142,11 +145,11 @@ class ExactIndex:
         """The k best of the candidates by float64 score, then row."""
         scores = np.empty(chosen.size, np.float64)
         query = query_D.astype(np.float64)
-        for start in range(0, chosen.size, _GATHER_ROWS):
-            block = self.vectors_ND[chosen[start : start + _GATHER_ROWS]].astype(np.float64)
+        for start in range(0, chosen.size, _BLOCK_ROWS):
+            block = self.vectors_ND[chosen[start : start + _BLOCK_ROWS]].astype(np.float64)
             block *= query
             # A sum over each row by itself: equal vectors get equal scores, wherever they lie.
-            scores[start : start + _GATHER_ROWS] = block.sum(axis=1)
+            scores[start : start + _BLOCK_ROWS] = block.sum(axis=1)
         order = np.lexsort((chosen, -scores))[:k]
         return scores[order].astype(np.float32), chosen[order].astype(np.int64)
 
@@ -195,25 +198,34 @@ def recall_at_k(index: ExactIndex, queries_QD: FloatArray, *, k: int = 10) -> fl
     return float((found_scores_QK >= kth_Q[:, None] - 1e-12).mean())
 
 
-def _top(queries_QD: FloatArray, gallery_ND: FloatArray, num: int) -> tuple[FloatArray, RowArray]:
-    """The `num` largest float32 inner products of each query, sorted, and their rows."""
-    if len(queries_QD) == 1:
-        scores_N = gallery_ND @ queries_QD[0]
-        best = np.argpartition(scores_N, scores_N.size - num)[scores_N.size - num :]
-        best = best[np.argsort(-scores_N[best], kind="stable")]
-        return scores_N[best][None], best[None].astype(np.int64)
-    # Process-wide, idempotent: below this many queries faiss keeps its own kernel instead of BLAS.
-    faiss.cvar.distance_compute_blas_threshold = max(
-        faiss.cvar.distance_compute_blas_threshold, 4 * gallery_ND.shape[1]
-    )
-    scores, rows = faiss.knn(queries_QD, gallery_ND, num, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores, rows
+class _Kept:
+    """The best candidates so far of every query, best first."""
+
+    def __init__(self, num_queries: int, num: int) -> None:
+        self.scores_QK = np.full((num_queries, num), -np.inf, np.float32)
+        self.rows_QK = np.zeros((num_queries, num), np.int64)
+
+    def add(self, scores_NQ: FloatArray, *, first_row: int) -> None:
+        """Merge the scores of one block of rows."""
+        num_queries, num = self.scores_QK.shape
+        passed = np.flatnonzero(scores_NQ > self.scores_QK[:, -1])
+        if not passed.size:
+            return
+        rows, queries = np.divmod(passed, num_queries)
+        queries = np.concatenate([np.repeat(np.arange(num_queries), num), queries])
+        scores = np.concatenate([self.scores_QK.ravel(), scores_NQ.ravel()[passed]])
+        rows = np.concatenate([self.rows_QK.ravel(), first_row + rows])
+        order = np.lexsort((-scores, queries))
+        # Every query has its old ones at least, so its `num` best are there.
+        first_Q = np.searchsorted(queries[order], np.arange(num_queries))
+        best_QK = order[first_Q[:, None] + np.arange(num)]
+        self.scores_QK, self.rows_QK = scores[best_QK], rows[best_QK]
 
 
 def _max_norm(vectors_ND: FloatArray) -> float:
     largest = 0.0
-    for start in range(0, len(vectors_ND), _GATHER_ROWS):
-        block = vectors_ND[start : start + _GATHER_ROWS]
+    for start in range(0, len(vectors_ND), _BLOCK_ROWS):
+        block = vectors_ND[start : start + _BLOCK_ROWS]
         squares = np.einsum("nd,nd->n", block, block)
         if not np.isfinite(squares).all():
             row = start + int(np.flatnonzero(~np.isfinite(squares))[0])
