@@ -127,23 +127,3 @@ def test_a_damaged_part_and_missing_embeddings_are_named(tmp_path: Path) -> None
     part.write_bytes(bytes(data))
     with pytest.raises(DataError, match=part.name):
         run_index(config)
-
-
-def test_filters_accept_any_value_of_a_column_and_all_columns_together(tmp_path: Path) -> None:
-    config = run_config(tmp_path)
-    write_embeddings(config)
-    run_index(config)
-    gallery = Gallery(tmp_path / "index" / "image")
-    assert gallery.mask({}) is None
-
-    def ids(mask: object) -> set[str]:
-        return {gallery.id_of(int(row)) for row in np.flatnonzero(mask)}  # type: ignore[call-overload]
-
-    numbered = item_ids(12)
-    assert ids(gallery.mask({"labels": ["red", "any"]})) == {
-        numbered[n] for n in range(12) if n % 3 == 0 or n % 4 == 0
-    }
-    assert ids(gallery.mask({"labels": ["red"], "id": [numbered[0], numbered[1]]})) == {numbered[0]}
-    assert ids(gallery.mask({"labels": ["mauve"]})) == set()
-    with pytest.raises(DataError, match="no such filter column"):
-        gallery.mask({"price": ["1"]})

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
+from zscmr_ray.config.load import load_config
 from zscmr_ray.engine.checkpoint import read_meta
 from zscmr_ray.errors import ConfigError, ServingError
 from zscmr_ray.manifest import require_manifest
@@ -100,6 +101,15 @@ def build_app(config: Config) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
     )
     return deployment.bind(values, needs_key=bool(read_api_keys(settings)))
+
+
+def app_from_config(args: dict[str, str]) -> serve.Application:
+    """Build the application from a Serve config file (RayService, `serve run`): args `config` (YAML) and `run` (URI).
+
+    `import_path: zscmr_ray.serving.app:app_from_config`, `args: {config: ray_config.yaml, run: s3://bucket/run}`.
+    """
+    overrides = [f"data.run_uri={args['run']}"] if "run" in args else []
+    return build_app(load_config(args.get("config"), overrides=overrides).config)
 
 
 def start(config: Config) -> str:
