@@ -2,9 +2,10 @@
 
     image = unit( sum over the T most likely classes c of p(c) * v(c) ),  text = its sentence vector
 
-with p the frozen teacher's softmax and v(c) the unit sentence vector of the class's bare name: its first synonym, without
-a template ("tench", not "a photo of a tench, Tinca tinca"), so that the choice needs no prompt tuning. The scale of the
-sum does not matter, as the vector is made unit: the published division by the T probabilities' sum is left out.
+with p the frozen teacher's softmax and v(c) the unit sentence vector of the class's name as the teacher gives it, all its
+synonyms, without a template ("tench, Tinca tinca"). On pseudo-unseen classes cut from fashion's seen ones that is the
+stronger baseline: class mAP .377, "a photo of a tench" .341, "tench" .338 (class words masked: .325, .291, .280). T matters
+little from 5 on. The vector is made unit, so the published division by the T probabilities' sum is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zscmr_ray.errors import ConfigError
-from zscmr_ray.models.backbones import TextBackbone, synonyms
+from zscmr_ray.models.backbones import TextBackbone
 
 TOP_T = 10
 
@@ -52,5 +53,5 @@ class ConSE:
 
 
 def class_name_vectors(text_backbone: TextBackbone, class_names: Sequence[str]) -> Tensor:
-    """Give the unit sentence vector [C, D] of each class's bare name (its first synonym)."""
-    return text_backbone.sentence_BD(text_backbone([synonyms(name)[0] for name in class_names]))
+    """Give the unit sentence vector [C, D] of each class's name with its synonyms, as the teacher writes it."""
+    return text_backbone.sentence_BD(text_backbone(class_names))
