@@ -64,7 +64,7 @@ def split_of(features: PairFeatures, kind: str = "even_odd", **options: object) 
 
 
 def make_run(
-    store: Path, config: Config, features: PairFeatures | None = None, split: ClassSplit | None = None
+    store: Path | str, config: Config, features: PairFeatures | None = None, split: ClassSplit | None = None
 ) -> TrainingRun:
     features = features if features is not None else load()
     return TrainingRun(
@@ -192,6 +192,19 @@ def test_no_validation_rows_is_an_error_before_training(tmp_path: Path) -> None:
     features = features.select(np.flatnonzero(features.partition == "train"))
     with pytest.raises(DataError, match="no rows to validate on"):
         make_run(tmp_path, REFIT, features, split_of(features, "none"))
+
+
+def test_a_run_on_s3_goes_on_too(
+    s3_bucket: str, tmp_path: Path, dies_at: Callable[[int | None], None]
+) -> None:
+    undisturbed = make_run(tmp_path, REFIT).run()
+    dies_at(8)
+    with pytest.raises(Killed):
+        make_run(f"{s3_bucket}/checkpoint", REFIT).run()
+    dies_at(None)
+    assert_same(make_run(f"{s3_bucket}/checkpoint", REFIT).run(), undisturbed)
+    keys = [info.key for info in Store(f"{s3_bucket}/checkpoint").list()]
+    assert "metrics.jsonl" in keys and sum(key.startswith("tensorboard/events") for key in keys) == 2
 
 
 def test_engine_contract_is_kept(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ import pytest
 
 from tests.pairs_run import PairsSpec, tiny_config, write_pairs
 from tests.stages.train_process import long_config
+from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.checkpoint import load_checkpoint
 from zscmr_ray.engine.resume import COMPLETE
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
 from zscmr_ray.stages.train import cause_of, check_cluster, plan_training, run_train
+from zscmr_ray.stages.train_loop import TrainJob, train_worker
 from zscmr_ray.storage import Store
 
 # Ray's own: a configuration class that warns of its defaults, sockets it closes late.
@@ -120,15 +122,20 @@ def test_a_killed_driver_goes_on_and_the_weights_are_the_same(undisturbed: Path,
 
 
 @pytest.mark.ray
-def test_two_workers_train_the_same_model(ray_local: None, tmp_path: Path) -> None:
-    models = []
-    for num_workers in (1, 2):
-        config = tiny_config(tmp_path / str(num_workers), train={"num_workers": num_workers})
-        write_pairs(config)
-        run_train(config)
-        models.append(load_checkpoint(Store(tmp_path / str(num_workers) / "checkpoint"))[0].state_dict())
-    for name, value in models[0].items():
-        assert (models[1][name] - value).abs().max() < 1e-4, name
+def test_two_workers_train_what_the_bare_loop_trains(ray_local: None, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "two", train={"num_workers": 2})
+    info = write_pairs(config).info
+    run_train(config)
+    two = load_checkpoint(Store(tmp_path / "two" / "checkpoint"))[0].state_dict()
+    pairs, parts = Store(tmp_path / "two" / "pairs"), parts_of(tmp_path / "two")
+    split, _ = plan_training(config, pairs, parts)
+    train_worker(
+        TrainJob(config, split, pairs, parts, info, Store(tmp_path / "bare")),
+        make_engine=lambda step, total_steps: BareEngine(step, optim=config.optim, total_steps=total_steps),
+    )
+    bare = load_checkpoint(Store(tmp_path / "bare"))[0].state_dict()
+    for name, value in bare.items():
+        assert (two[name] - value).abs().max() < 1e-4, name
 
 
 @pytest.mark.ray
