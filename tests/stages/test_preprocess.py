@@ -187,7 +187,7 @@ def test_a_cap_on_classes_filters_rows_and_counts_them(ray_local: None, root: Pa
 def test_real_shards(
     ray_local: None, shared_data: Path, tmp_path: Path, files: str, rows: int | None, classes: int
 ) -> None:
-    data = {"input_uri": str(shared_data / files), "run_uri": str(tmp_path / "run")}
+    data = {"input_uri": str(shared_data / files), "run_uri": str(tmp_path / "run"), "max_pixels": 64_000_000}
     result = run_preprocess(corpus_config(tmp_path, data=data))
     counts = result.counts
     assert counts["in"] == counts["out"] + counts["rejected"] + counts["filtered"]

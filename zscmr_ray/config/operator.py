@@ -105,7 +105,7 @@ class SplitSection(Section):
 class PlaneSection(Section):
     """What preprocess and embed share: chunks, encoder actors and their share of the machine."""
 
-    chunk_rows: int = setting(128, "output", "rows encoded together; cut inside a shard", ge=1, le=256)
+    chunk_rows: int = setting(64, "output", "rows encoded together; cut inside a shard", ge=1, le=256)
     encoder_threads: int = setting(
         1, "output", "torch threads of one encoder actor (results depend on it)", ge=1
     )

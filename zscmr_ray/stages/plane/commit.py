@@ -46,8 +46,7 @@ def commit_part(store: Store, shard: Shard, results: Sequence[ChunkResult], *, i
     """
     ordered = sorted(results, key=lambda result: result.index)
     _check_complete(shard, ordered)
-    names, metadata = _outputs_of(store, ordered[0])
-    rejects = pa.concat_tables(_tables(store, ordered, REJECTED)).replace_schema_metadata(metadata)
+    names, rejects = _check_chunks(store, ordered)
     written = {}
     files = []
     if rejects.num_rows:
@@ -146,13 +145,19 @@ def _row_groups(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]
 def _tables(store: Store, ordered: Sequence[ChunkResult], name: str) -> Iterator[pa.Table]:
     # Each output reads the chunks again: one chunk in memory at a time, whatever the shard's size.
     for result in ordered:
-        yield read_chunk(store, result.part, index=result.index, sha256=result.sha256)[name]
+        yield read_chunk(store, result.part, index=result.index, sha256=None)[name]
 
 
-def _outputs_of(store: Store, first: ChunkResult) -> tuple[list[str], dict[bytes, bytes] | None]:
-    tables = read_chunk(store, first.part, index=first.index, sha256=first.sha256)
-    names = sorted(name for name in tables if name != REJECTED)
-    return names, tables[names[0]].schema.metadata
+def _check_chunks(store: Store, ordered: Sequence[ChunkResult]) -> tuple[list[str], pa.Table]:
+    """Read every chunk once, checksums compared: the names of its outputs, and the rejected rows of all."""
+    rejects, names, metadata = [], [], None
+    for result in ordered:
+        tables = read_chunk(store, result.part, index=result.index, sha256=result.sha256)
+        # Copied out of the chunk, which would otherwise stay in memory with them.
+        rejects.append(pa.Table.from_pylist(tables[REJECTED].to_pylist(), schema=tables[REJECTED].schema))
+        names = sorted(name for name in tables if name != REJECTED)
+        metadata = tables[names[0]].schema.metadata
+    return names, pa.concat_tables(rejects).replace_schema_metadata(metadata)
 
 
 def _check_complete(shard: Shard, ordered: Sequence[ChunkResult]) -> None:
