@@ -38,7 +38,8 @@ def prepare_environment() -> None:
 def ray_session(section: RaySection) -> Iterator[None]:
     """Have Ray running inside the block: joined where an address is given, else started on this machine.
 
-    Raises ConfigError when the cluster cannot be reached. Only what was started here is stopped at the end.
+    Raises ConfigError when the cluster cannot be reached. Only what was started here is stopped at the end. Worker
+    output stays in Ray's log files: stages print what matters themselves, and a worker's error is raised here.
     """
     prepare_environment()
     import ray
@@ -49,7 +50,7 @@ def ray_session(section: RaySection) -> Iterator[None]:
     address = section.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address, namespace=section.namespace, logging_level=logging.WARNING)
+            ray.init(address, namespace=section.namespace, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(
                 "local",
@@ -61,6 +62,7 @@ def ray_session(section: RaySection) -> Iterator[None]:
                 dashboard_port=section.dashboard_port,
                 _temp_dir=section.temp_dir,
                 logging_level=logging.WARNING,
+                log_to_driver=False,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(

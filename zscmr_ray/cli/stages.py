@@ -20,7 +20,7 @@ NEEDS_RAY = frozenset({"preprocess", "train", "embed"})
 
 def run_stages(config: Config, stages: Sequence[str], *, overwrite: bool = False) -> list[StageResult]:
     """Run stages in order, Ray started once and only when a stage that needs it is reached; print each result."""
-    results = []
+    results: list[StageResult] = []
     for number, stage in enumerate(stages):
         # Ray outlives the stage that started it, so that the next one does not pay for the start again.
         if stage in NEEDS_RAY and (overwrite or not _is_complete(config, stage)):

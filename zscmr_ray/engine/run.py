@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -76,10 +76,11 @@ class TrainingRun:
         store: Store,
         make_engine: MakeEngine,
         device: str = "cpu",
+        stream: TextIO | None = None,
     ) -> None:
         self.config, self.split, self.features = config, split, features
         self.architecture, self.store, self.device = architecture, store, device
-        self.make_engine = make_engine
+        self.make_engine, self.stream = make_engine, stream
         self.state = RunState()
         self.best: dict[str, Tensor] | None = None
         held_out = held_out_rows(features, split)
@@ -98,7 +99,11 @@ class TrainingRun:
         source = self._source(refit=False)
         total_steps = self.config.optim.max_epochs * source.steps_per_epoch
         with Telemetry(
-            self.store, lines=state.lines, warned=state.warned, is_active=rank() == 0
+            self.store,
+            lines=state.lines,
+            warned=state.warned,
+            is_active=rank() == 0,
+            stream=self.stream,
         ) as telemetry:
             if point is not None:
                 telemetry.event(
@@ -147,7 +152,7 @@ class TrainingRun:
     ) -> None:
         """Do the steps that are left of a phase, fewer when validation no longer gets better."""
         state, train, clock = self.state, self.config.train, _Clock()
-        with _progress(state, until) as progress:
+        with _progress(state, until, self.stream) as progress:
             while state.step < until:
                 with clock.waiting():
                     inputs = source.inputs(state.step)
@@ -253,10 +258,12 @@ def _unselected(architecture: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _progress(state: RunState, until: int) -> contextlib.AbstractContextManager[Progress | None]:
+def _progress(
+    state: RunState, until: int, stream: TextIO | None
+) -> contextlib.AbstractContextManager[Progress | None]:
     if rank() != 0:
         return contextlib.nullcontext()
-    return Progress(f"train ({state.phase})", total=until - state.step, unit="steps")
+    return Progress(f"train ({state.phase})", total=until - state.step, unit="steps", stream=stream)
 
 
 class _Clock:

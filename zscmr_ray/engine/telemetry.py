@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from zscmr_ray.losses.fgcl import is_collapsed
 from zscmr_ray.storage import Store
@@ -27,9 +27,16 @@ class Telemetry:
     """The log of a training: only rank 0's is active. `lines` are a resumed run's, up to where it goes on."""
 
     def __init__(
-        self, store: Store, *, lines: Sequence[str] = (), warned: bool = False, is_active: bool = True
+        self,
+        store: Store,
+        *,
+        lines: Sequence[str] = (),
+        warned: bool = False,
+        is_active: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         self.store, self.lines, self.warned, self.is_active = store, list(lines), warned, is_active
+        self._stream = stream or sys.stderr
         self._fgcl: list[float] = []
         self._collapse: list[float] = []
         self._temporary = None if store.is_local else tempfile.TemporaryDirectory(prefix="zscmr-")
@@ -64,15 +71,15 @@ class Telemetry:
             self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def event(self, name: str, *, phase: str, step: int, message: str) -> None:
-        """Log something that happened, and say it on stderr."""
+        """Log something that happened, and say it."""
         if self.is_active:
             self._append({"event": name, "phase": phase, "step": step, "message": message})
         self.say(message)
 
     def say(self, message: str) -> None:
-        """Say something on stderr."""
+        """Say something to whoever watches (stderr, or the stream given)."""
         if self.is_active:
-            print(f"train: {message}", file=sys.stderr, flush=True)
+            print(f"train: {message}", file=self._stream, flush=True)
 
     def watch_collapse(self, parts: dict[str, float], *, phase: str, step: int) -> None:
         """Warn, once, when FGCL has sat at the value of identical embeddings for some time (SCIENCE 9)."""

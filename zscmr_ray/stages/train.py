@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,28 +95,30 @@ def fit(job: Any) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from zscmr_ray.engine.collectives import choose_backend
+    from zscmr_ray.stages.remote_lines import printed_lines
     from zscmr_ray.stages.train_loop import train_loop
 
     train = job.config.train
     check_cluster(job.config, ray.cluster_resources())
     # Ray Train's own bookkeeping only: states and results go to the run's store.
     folder = tempfile.mkdtemp(prefix="zscmr-train-")
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend=choose_backend(use_gpu=train.use_gpu)),
-        scaling_config=ray.train.ScalingConfig(
+    settings = {
+        "torch_config": TorchConfig(backend=choose_backend(use_gpu=train.use_gpu)),
+        "scaling_config": ray.train.ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if train.use_gpu else {}),
         ),
-        run_config=ray.train.RunConfig(
+        "run_config": ray.train.RunConfig(
             storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
         ),
-    )
+    }
     try:
-        returned = trainer.fit().return_value
+        with printed_lines() as stream:
+            loop_config = {"job": replace(job, stream=stream)}
+            trainer = TorchTrainer(train_loop, train_loop_config=loop_config, **settings)
+            returned = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise cause_of(error) from error
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,10 @@ from zscmr_ray.storage import Store
 
 @dataclass(frozen=True)
 class TrainJob:
-    """All a worker needs to know; small, and the same for every rank. `info` is the pairs' manifest's."""
+    """All a worker needs to know; small, and the same for every rank.
+
+    `info` is the pairs' manifest's; rank 0 says what it does to `stream`.
+    """
 
     config: Config
     split: ClassSplit
@@ -37,6 +40,7 @@ class TrainJob:
     parts: tuple[str, ...]
     info: dict[str, Any]
     checkpoint: Store
+    stream: TextIO | None = None
 
 
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def train_worker(job: TrainJob, *, make_engine: MakeEngine, device: str = "cpu")
         store=job.checkpoint,
         make_engine=make_engine,
         device=device,
+        stream=job.stream,
     )
     outcome = run.run()
     if rank() != 0:
