@@ -52,6 +52,12 @@ class Progress:
             self._printed_s = time.monotonic()
             self._print(f"{self._state()}, {self._remaining()}{', ' + note if note else ''}")
 
+    def expect(self, total: int) -> None:
+        """Set the total, or correct an estimate of it."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     @property
     def rate_per_s(self) -> float:
         """Mean rate since the start, in units per second."""

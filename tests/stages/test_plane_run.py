@@ -12,7 +12,7 @@ from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import DataError, MissingPackageError
 from zscmr_ray.schema import part_name
 from zscmr_ray.stages.plane.chunks import Shard
-from zscmr_ray.stages.plane.run import PlaneJob, run_plane
+from zscmr_ray.stages.plane.run import PlaneJob, RowEstimate, run_plane
 from zscmr_ray.storage import Store
 
 pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
@@ -24,6 +24,19 @@ def make_job(
     values: dict[str, object] = {"source": Numbers(), "build_encoder": Build()} | changes
     plane = PlaneSection(chunk_rows=3, num_encoders=num_encoders)
     return PlaneJob(stage="test", store=store, shards=shards, plane=plane, **values)  # type: ignore[arg-type]
+
+
+def test_the_remaining_rows_are_estimated_by_bytes_where_the_input_does_not_say() -> None:
+    shards = [Shard("a", "a", 100), Shard("b", "b", 300), Shard("c", "c", 0)]
+    estimate = RowEstimate(shards)
+    assert estimate.total is None
+    assert [estimate.after(shard, rows) for shard, rows in zip(shards, (10, 50, 0), strict=True)] == [
+        40,
+        60,
+        60,
+    ]
+    known = RowEstimate([Shard("a", "a", 100, num_rows=7), Shard("b", "b", 100, num_rows=9)])
+    assert known.total == 16 and known.after(shards[0], 7) == 16
 
 
 def test_rows_arrive_in_order_and_are_counted(ray_local: None, tmp_path: Path) -> None:

@@ -46,23 +46,20 @@ def commit_part(store: Store, shard: Shard, results: Sequence[ChunkResult], *, i
     """
     ordered = sorted(results, key=lambda result: result.index)
     _check_complete(shard, ordered)
-    names, rejects = _check_chunks(store, ordered)
-    written = {}
+    rows, rejects = _check_chunks(store, ordered)
+    counts = {
+        "in": sum(result.num_in for result in ordered),
+        "out": rows[item_output],
+        "rejected": rejects.num_rows,
+        "filtered": sum(result.num_filtered for result in ordered),
+    } | {name: count for name, count in sorted(rows.items()) if name}
+    _check_conservation(shard, counts)
     files = []
     if rejects.num_rows:
         files.append(write_part(store, f"{REJECTED}/{shard.part}", [rejects]))
-    for name in names:
+    for name in sorted(rows):
         key = f"{name}/{shard.part}" if name else shard.part
-        record = write_part(store, key, _tables(store, ordered, name))
-        written[name] = record.rows
-        files.append(record)
-    counts = {
-        "in": sum(result.num_in for result in ordered),
-        "out": written[item_output],
-        "rejected": rejects.num_rows,
-        "filtered": sum(result.num_filtered for result in ordered),
-    } | {name: rows for name, rows in written.items() if name}
-    _check_conservation(shard, counts)
+        files.append(write_part(store, key, _tables(store, ordered, name)))
     codes = Counter(rejects["code"].to_pylist())
     commit = Commit(
         part=shard.part,
@@ -148,16 +145,18 @@ def _tables(store: Store, ordered: Sequence[ChunkResult], name: str) -> Iterator
         yield read_chunk(store, result.part, index=result.index, sha256=None)[name]
 
 
-def _check_chunks(store: Store, ordered: Sequence[ChunkResult]) -> tuple[list[str], pa.Table]:
-    """Read every chunk once, checksums compared: the names of its outputs, and the rejected rows of all."""
-    rejects, names, metadata = [], [], None
+def _check_chunks(store: Store, ordered: Sequence[ChunkResult]) -> tuple[Counter[str], pa.Table]:
+    """Read every chunk once, checksums compared: the rows of each output, and the rejected rows of all."""
+    rows: Counter[str] = Counter()
+    rejects, metadata = [], None
     for result in ordered:
         tables = read_chunk(store, result.part, index=result.index, sha256=result.sha256)
+        rejected = tables.pop(REJECTED)
         # Copied out of the chunk, which would otherwise stay in memory with them.
-        rejects.append(pa.Table.from_pylist(tables[REJECTED].to_pylist(), schema=tables[REJECTED].schema))
-        names = sorted(name for name in tables if name != REJECTED)
-        metadata = tables[names[0]].schema.metadata
-    return names, pa.concat_tables(rejects).replace_schema_metadata(metadata)
+        rejects.append(pa.Table.from_pylist(rejected.to_pylist(), schema=rejected.schema))
+        rows.update({name: table.num_rows for name, table in tables.items()})
+        metadata = next(iter(tables.values())).schema.metadata
+    return rows, pa.concat_tables(rejects).replace_schema_metadata(metadata)
 
 
 def _check_complete(shard: Shard, ordered: Sequence[ChunkResult]) -> None:

@@ -97,11 +97,10 @@ class _Outcome:
 
 def _execute(job: PlaneJob, tasks: list[list[Shard]]) -> _Outcome:
     shards = {shard.part: shard for task in tasks for shard in task}
-    known = [shard.num_rows for shard in shards.values()]
-    total = sum(rows for rows in known if rows is not None) if None not in known else None
     committer = _Committer(job)
     arrived: dict[str, dict[int, ChunkResult]] = {}
-    with Progress(job.stage, total=total, unit="rows") as progress:
+    estimate = RowEstimate(list(shards.values()))
+    with Progress(job.stage, total=estimate.total, unit="rows") as progress:
         for result in _results(job, tasks):
             if job.observe is not None:
                 job.observe(result)
@@ -110,8 +109,32 @@ def _execute(job: PlaneJob, tasks: list[list[Shard]]) -> _Outcome:
                 progress.advance(result.num_in, note=f"{committer.num_done}/{len(shards)} shards")
             chunks[result.index] = result
             if _is_whole(chunks):
-                committer.submit(shards[result.part], list(arrived.pop(result.part).values()))
+                shard, whole = shards[result.part], list(arrived.pop(result.part).values())
+                total = estimate.after(shard, sum(result.num_in for result in whole))
+                progress.expect(max(total, progress.done))
+                committer.submit(shard, whole)
+        progress.expect(progress.done)
         return committer.finish()
+
+
+class RowEstimate:
+    """How many rows there are: as the input says, else by the rows per byte of the shards that are done."""
+
+    def __init__(self, shards: list[Shard]) -> None:
+        known = [shard.num_rows for shard in shards if shard.num_rows is not None]
+        self.total = sum(known) if len(known) == len(shards) else None
+        self._is_known = self.total is not None
+        self._all_bytes = sum(shard.size_bytes for shard in shards)
+        self._rows = self._bytes = 0
+
+    def after(self, shard: Shard, num_rows: int) -> int:
+        """The total once this shard, of so many rows, is done too."""
+        self._rows += num_rows
+        self._bytes += shard.size_bytes
+        if not self._is_known:
+            self.total = round(self._rows * self._all_bytes / max(self._bytes, 1))
+        assert self.total is not None
+        return self.total
 
 
 def _is_whole(chunks: dict[int, ChunkResult]) -> bool:
