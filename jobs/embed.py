@@ -1,6 +1,6 @@
 """Run the embed stage as a Ray job, with the options of `zscmr embed`.
 
-    ray job submit --working-dir . -- python jobs/embed.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/embed.py --config ray_config.yaml
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run the evaluate stage as a Ray job, with the options of `zscmr evaluate`.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/evaluate.py --config ray_config.yaml
 """
 
 from __future__ import annotations

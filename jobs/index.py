@@ -1,6 +1,6 @@
 """Run the index stage as a Ray job, with the options of `zscmr index`.
 
-    ray job submit --working-dir . -- python jobs/index.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/index.py --config ray_config.yaml
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run the pipeline stage as a Ray job, with the options of `zscmr pipeline`.
 
-    ray job submit --working-dir . -- python jobs/pipeline.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/pipeline.py --config ray_config.yaml
 """
 
 from __future__ import annotations

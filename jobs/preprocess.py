@@ -1,6 +1,6 @@
 """Run the preprocess stage as a Ray job, with the options of `zscmr preprocess`.
 
-    ray job submit --working-dir . -- python jobs/preprocess.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/preprocess.py --config ray_config.yaml
 """
 
 from __future__ import annotations

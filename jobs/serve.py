@@ -1,6 +1,6 @@
 """Run the serve stage as a Ray job, with the options of `zscmr serve`.
 
-    ray job submit --working-dir . -- python jobs/serve.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/serve.py --config ray_config.yaml
 """
 
 from __future__ import annotations

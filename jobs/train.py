@@ -1,6 +1,6 @@
 """Run the train stage as a Ray job, with the options of `zscmr train`.
 
-    ray job submit --working-dir . -- python jobs/train.py --config ray_config.yaml
+ray job submit --working-dir . -- python jobs/train.py --config ray_config.yaml
 """
 
 from __future__ import annotations
