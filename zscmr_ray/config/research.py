@@ -65,9 +65,9 @@ class OptimSection(Section):
     lr: float = setting(1e-4, "output", "peak learning rate of AdamW", gt=0)
     weight_decay: float = setting(1e-4, "output", "decoupled weight decay", ge=0)
     warmup_steps: int = setting(10, "output", "linear warm-up before the cosine", ge=0)
-    max_epochs: int = setting(30, "output", "passes over the training rows; the cosine ends here", ge=1)
+    max_epochs: int = setting(12, "output", "passes over the training rows; the cosine ends here", ge=1)
     clip_norm: float = setting(1.0, "output", "global gradient norm is clipped here; 0 = never", ge=0)
     validate_every_epochs: int = setting(
         1, "output", "epochs between validations on pseudo-unseen classes", ge=1
     )
-    patience_epochs: int = setting(8, "output", "stop after so many epochs without a better validation", ge=1)
+    patience_epochs: int = setting(4, "output", "stop after so many epochs without a better validation", ge=1)
