@@ -104,7 +104,8 @@ def run_bare(config: Config, *, num_processes: int, threads: int) -> float:
     results: Any = context.Queue()
     shares = [shards_of(config)[number::num_processes] for number in range(num_processes)]
     workers = [
-        context.Process(target=bare_worker, args=(config, share, threads, results)) for share in shares
+        context.Process(target=bare_worker, args=(config, share, threads, results), daemon=True)
+        for share in shares
     ]
     for worker in workers:
         worker.start()

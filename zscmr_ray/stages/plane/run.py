@@ -38,7 +38,9 @@ from zscmr_ray.stages.plane.resources import NodeResources, Width, fit_width
 from zscmr_ray.stages.plane.staging import STAGING, shard_prefix
 from zscmr_ray.storage import Store
 
-# Chunks waiting at an actor: one being encoded, one ready beside it. More only fills the object store.
+# Chunks waiting at an actor: one being encoded, the next ones ready beside it. More only fills the object store.
+# Measured on two cores: an actor encodes as fast as a bare process (44 images per CPU-second); the plane's own cost is
+# the commits (zstd, about 1 ms a row), their worker's start, and 3-5% of the machine for Ray's standing processes.
 _CHUNKS_PER_ACTOR = 3
 _CPUS_PER_COMMIT = 8
 _NAMED_SHARDS = 20
