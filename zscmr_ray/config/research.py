@@ -34,7 +34,7 @@ class ModelSection(Section):
     rounding: Literal["ceil", "floor"] = setting(
         "ceil", "output", "of ratio x length; at least 1 token is kept"
     )
-    num_noise_samples: int = setting(1000, "output", "Gaussian perturbations n of the top-k", ge=1)
+    num_noise_samples: int = setting(250, "output", "Gaussian perturbations n of the top-k", ge=1)
     sigma: float = setting(0.05, "output", "standard deviation of the perturbations", gt=0)
     label_head: bool = setting(True, "output", "learn label distributions (needs a teacher)")
     defect: int | None = setting(
@@ -62,10 +62,10 @@ class LossSection(Section):
 class OptimSection(Section):
     """Optimiser, schedule and when to stop."""
 
-    lr: float = setting(1e-4, "output", "peak learning rate of AdamW", gt=0)
+    lr: float = setting(4e-4, "output", "peak learning rate of AdamW", gt=0)
     weight_decay: float = setting(1e-4, "output", "decoupled weight decay", ge=0)
     warmup_steps: int = setting(10, "output", "linear warm-up before the cosine", ge=0)
-    max_epochs: int = setting(12, "output", "passes over the training rows; the cosine ends here", ge=1)
+    max_epochs: int = setting(6, "output", "passes over the training rows; the cosine ends here", ge=1)
     clip_norm: float = setting(1.0, "output", "global gradient norm is clipped here; 0 = never", ge=0)
     validate_every_epochs: int = setting(
         1, "output", "epochs between validations on pseudo-unseen classes", ge=1
