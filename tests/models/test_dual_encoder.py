@@ -79,5 +79,5 @@ def test_an_absent_backbone_is_our_own_slip(encoder: DualEncoder) -> None:
         half.encode_images(pixels(1))
 
 
-def test_only_the_model_would_be_saved(encoder: DualEncoder) -> None:
+def test_defect_08_only_the_model_would_be_saved(encoder: DualEncoder) -> None:
     assert {name.split(".")[0] for name in encoder.state_dict()} == {"model"}

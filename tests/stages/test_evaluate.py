@@ -96,7 +96,7 @@ def test_without_labels_there_is_instance_retrieval_only(tmp_path: Path) -> None
     assert "Retrieval by instance" in page and "Retrieval by class" not in page
 
 
-def test_an_untrained_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_defect_12_an_untrained_checkpoint_is_refused(tmp_path: Path) -> None:
     config = small_config(str(tmp_path))
     write_pairs(config)
     write_checkpoint(config, steps=0)

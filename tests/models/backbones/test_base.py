@@ -61,7 +61,7 @@ def pixels(rows: int, size: int = 12, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (rows, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_owner_in_train_mode_neither_moves_statistics_nor_couples_rows() -> None:
+def test_defect_07_an_owner_in_train_mode_neither_moves_statistics_nor_couples_rows() -> None:
     backbone = NormedImage()
     owner = nn.Sequential(backbone, nn.Linear(1, 1))
     owner.train()
