@@ -64,7 +64,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End with pytest's verdict, without tearing the interpreter down.
 
-    After a dozen Rays in one process, one whole run of three ended in a segmentation fault of native threads in the
+    After a dozen Rays in one process, one whole run of two ended in a segmentation fault of native threads in the
     teardown, with every test passed and reported (docs/decisions.md).
     """
     if "ray" in sys.modules and _EXIT_STATUS in config.stash:
