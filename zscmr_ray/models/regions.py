@@ -11,6 +11,7 @@ is deterministic (defect 4). It is not the operator itself (topk.py) nor the tru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -95,17 +96,12 @@ class RegionHead(nn.Module):
                 case "released":  # defect 4: another draw at every call
                     noise = RowNoise(int(torch.randint(2**62, ())), 0, torch.arange(len(scores_BL)))
         assert noise is not None, "training draws noise: pass noise=RowNoise(seed, step, rows)"
-        if selection.memory == "one_hots":
-            return stored_one_hots_topk(
-                scores_BL,
-                lengths_B=lengths_B,
-                k_B=k_B,
-                noise=noise,
-                site=f"{side}.topk",
-                num_samples=selection.num_noise_samples,
-                sigma=selection.sigma,
-            )
-        return perturbed_topk(
+        operator = (
+            stored_one_hots_topk
+            if selection.memory == "one_hots"
+            else partial(perturbed_topk, estimator=selection.estimator)
+        )
+        return operator(
             scores_BL,
             lengths_B=lengths_B,
             k_B=k_B,
@@ -113,7 +109,6 @@ class RegionHead(nn.Module):
             site=f"{side}.topk",
             num_samples=selection.num_noise_samples,
             sigma=selection.sigma,
-            estimator=selection.estimator,
         )
 
     def _divisor(self, k_B: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
 
 from zscmr_ray.data.readers.fields import FieldNames, missing_column, parse_object, resolve_columns
-from zscmr_ray.data.readers.images import MAX_IMAGE_BYTES, image_of
-from zscmr_ray.data.readers.rows import Cells, RowBuilder
+from zscmr_ray.data.readers.images import MAX_IMAGE_BYTES
+from zscmr_ray.data.readers.rows import Cells, RowBuilder, row_cells
 from zscmr_ray.data.readers.streams import open_stream
 from zscmr_ray.data.records import NOT_READ, Columns, Field, OpenFile, Record, Reject, RowRejected, ShardSpec
 from zscmr_ray.errors import DataError
@@ -85,20 +85,7 @@ def _csv_cells(
     if len(row) != len(header):
         reason = f"{len(row)} fields where the header has {len(header)}"
         raise RowRejected(RejectCode.UNREADABLE_RECORD, reason)
-    return _cells(dict(zip(header, row, strict=True)), names, key, open_file)
-
-
-def _cells(row: Mapping[str, object], names: FieldNames, key: str, open_file: OpenFile) -> Cells:
-    def cell(name: str | None) -> object:
-        return None if name is None else row.get(name)
-
-    return Cells(
-        image=lambda: image_of(cell(names.image), base_key=key, open_file=open_file),
-        caption=cell(names.caption),
-        label=cell(names.label),
-        partition=cell(names.partition),
-        id=cell(names.id),
-    )
+    return row_cells(dict(zip(header, row, strict=True)), names, key, open_file)
 
 
 class _FieldFinder:
@@ -117,7 +104,7 @@ class _FieldFinder:
             self._known[names] = resolve_columns(
                 names, self._columns, where=self._where, needs=(), unnamed_ok=True
             )
-        return _cells(row, self._known[names], key, open_file)
+        return row_cells(row, self._known[names], key, open_file)
 
     def check_columns(self) -> None:
         """Raise DataError when rows were read and none had a column that was named in the configuration."""

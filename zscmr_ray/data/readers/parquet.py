@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zscmr_ray.data.readers.fields import UNDECODABLE, FieldNames, resolve_columns
-from zscmr_ray.data.readers.images import image_of
-from zscmr_ray.data.readers.rows import Cells, RowBuilder
+from zscmr_ray.data.readers.rows import RowBuilder, row_cells
 from zscmr_ray.data.readers.streams import open_stream
 from zscmr_ray.data.records import Columns, Field, OpenFile, Record, Reject, ShardSpec
 from zscmr_ray.errors import DataError
@@ -47,7 +46,7 @@ def read_parquet(
             spec, columns, needs=needs, with_images=with_images, class_names=_class_names(schema, names.label)
         )
         for offset, row in _rows(file, names, where=where, keep=keep, with_images=with_images):
-            yield builder.build(str(offset), offset, partial(_cells, row, names, spec.key, open_file))
+            yield builder.build(str(offset), offset, partial(row_cells, row, names, spec.key, open_file))
 
 
 def _rows(
@@ -94,19 +93,6 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError:
         return UNDECODABLE
-
-
-def _cells(row: dict[str, Any], names: FieldNames, key: str, open_file: OpenFile) -> Cells:
-    def cell(name: str | None) -> Any:
-        return None if name is None else row.get(name)
-
-    return Cells(
-        image=lambda: image_of(cell(names.image), base_key=key, open_file=open_file),
-        caption=cell(names.caption),
-        label=cell(names.label),
-        partition=cell(names.partition),
-        id=cell(names.id),
-    )
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from zscmr_ray.data.readers.fields import captions_of, check_text, id_of, labels_of, partition_of
-from zscmr_ray.data.records import NOT_READ, Columns, Field, Record, Reject, RowRejected, ShardSpec
+from zscmr_ray.data.readers.fields import FieldNames, captions_of, check_text, id_of, labels_of, partition_of
+from zscmr_ray.data.readers.images import image_of
+from zscmr_ray.data.records import NOT_READ, Columns, Field, OpenFile, Record, Reject, RowRejected, ShardSpec
 from zscmr_ray.schema import RejectCode
 
 
@@ -19,6 +20,21 @@ class Cells:
     label: object = None
     partition: object = None
     id: object = None
+
+
+def row_cells(row: Mapping[str, object], names: FieldNames, key: str, open_file: OpenFile) -> Cells:
+    """Take a row's cells from its named columns; an image path is relative to the shard `key`."""
+
+    def cell(name: str | None) -> object:
+        return None if name is None else row.get(name)
+
+    return Cells(
+        image=lambda: image_of(cell(names.image), base_key=key, open_file=open_file),
+        caption=cell(names.caption),
+        label=cell(names.label),
+        partition=cell(names.partition),
+        id=cell(names.id),
+    )
 
 
 class RowBuilder:
