@@ -15,11 +15,12 @@ import pytest
 
 from tests.pairs_run import PairsSpec, tiny_config, write_pairs
 from tests.stages.train_process import long_config
+from zscmr_ray.data.splits import make_class_split
 from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.checkpoint import load_checkpoint
 from zscmr_ray.engine.resume import COMPLETE
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
-from zscmr_ray.stages.train import cause_of, check_cluster, plan_training, run_train
+from zscmr_ray.stages.train import cause_of, check_cluster, keep_split, plan_training, run_train
 from zscmr_ray.stages.train_loop import TrainJob, train_worker
 from zscmr_ray.storage import Store
 
@@ -177,6 +178,16 @@ def test_what_cannot_be_trained_is_refused_before_ray(
     with pytest.raises(error, match=match):
         run_train(config)
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_another_split_of_the_same_name_keeps_its_file(tmp_path: Path) -> None:
+    counts = dict.fromkeys("abcd", 10)
+    one = make_class_split(counts, "explicit", unseen=["a", "b"])
+    other = make_class_split(counts, "explicit", unseen=["a", "c"])
+    store = Store(str(tmp_path))
+    keys = [keep_split(store, split) for split in (one, other, one, other)]
+    assert keys[0] == keys[2] == "splits/explicit-0.5-0.json" and keys[1] == keys[3] != keys[0]
+    assert [store.read_bytes(key).decode() for key in keys[:2]] == [one.to_json(), other.to_json()]
 
 
 def test_counts_of_the_plan(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ itself (engine/run.py) or what a worker does (stages/train_loop.py).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -48,7 +49,7 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
     if complete is not None:
         _delete_resume_states(store)
         return StageResult(STAGE, store.uri, skipped=True, counts=complete.counts, info=complete.info)
-    pairs.write_bytes(f"splits/{split.file_name}", split.to_json().encode())
+    keep_split(pairs, split)
     print(f"train: {', '.join(f'{value} {name}' for name, value in counts.items())}", file=sys.stderr)
     # Here and not above: Ray and torch cost seconds, and a finished stage returns without them.
     from zscmr_ray.stages.train_loop import TrainJob
@@ -56,6 +57,16 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
     found = fit(TrainJob(config, split, pairs, parts, manifest.info, store))
     done = _finish(store, key, found, counts)
     return StageResult(STAGE, store.uri, skipped=False, counts=done.counts, info=done.info)
+
+
+def keep_split(pairs: Store, split: ClassSplit) -> str:
+    """Write the split below the pairs' `splits/` and return its key; another split of that name keeps its file."""
+    data, name = split.to_json().encode(), split.file_name.removesuffix(".json")
+    key = f"splits/{name}.json"
+    if pairs.exists(key) and pairs.read_bytes(key) != data:
+        key = f"splits/{name}-{hashlib.sha256(data).hexdigest()[:8]}.json"
+    pairs.write_bytes(key, data)
+    return key
 
 
 def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple[ClassSplit, dict[str, int]]:

@@ -93,7 +93,7 @@ class MiniLM(TextBackbone):
         self.num_channels = weights["embeddings.word_embeddings.weight"].shape[1]
         self.max_tokens = max_tokens
         self.trained_on = (
-            "text: MiniLM-L6 distilled from BERT (English Wikipedia, BookCorpus), then 1.17 billion sentence pairs, "
+            "text: a pretrained MiniLM-L6-H384-uncased, then 1.17 billion sentence pairs, "
             "among them the captions of MSCOCO and Flickr30k"
         )
         self.tokenizer = tokenizer
