@@ -27,8 +27,8 @@ from zscmr_ray.cli.session import ray_session
 from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
 from zscmr_ray.stages.plane.chunks import ChunkResult, Shard
-from zscmr_ray.stages.preprocess.inputs import find_input, find_shards
-from zscmr_ray.stages.preprocess.source import PairSource, PixelSpec
+from zscmr_ray.stages.shards.inputs import find_input, find_shards
+from zscmr_ray.stages.shards.source import PairSource, PixelSpec
 from zscmr_ray.storage import Store
 
 NUM_SHARDS, ROWS_PER_SHARD = 8, 288

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["preprocess.source", "embed.source", "plane.decode", "plane.commit"])
+@pytest.mark.parametrize("module", ["shards.source", "embed.source", "plane.decode", "plane.commit"])
 def test_decode_and_commit_import_no_torch(module: str) -> None:
     code = (
         f"import sys, zscmr_ray.stages.{module}\n"

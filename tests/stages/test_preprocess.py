@@ -23,8 +23,8 @@ from zscmr_ray.schema import part_name, provenance_of
 from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.plane.chunks import Shard
 from zscmr_ray.stages.preprocess import run_preprocess
-from zscmr_ray.stages.preprocess.inputs import find_input, find_shards
-from zscmr_ray.stages.preprocess.source import PairSource, PixelSpec
+from zscmr_ray.stages.shards.inputs import find_input, find_shards
+from zscmr_ray.stages.shards.source import PairSource, PixelSpec
 from zscmr_ray.storage import Store
 
 pytestmark = [pytest.mark.ray, *RAY_WARNINGS]

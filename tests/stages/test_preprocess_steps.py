@@ -15,10 +15,10 @@ from zscmr_ray.config import Config
 from zscmr_ray.errors import ConfigError, DataError
 from zscmr_ray.models.backbones import ImageFeatures, load_image_backbone, load_text_backbone
 from zscmr_ray.stages.plane.chunks import DecodedChunk, Shard
-from zscmr_ray.stages.preprocess.cap import keep_offsets, scan_shards
 from zscmr_ray.stages.preprocess.encoder import PairEncoder, describe_backbones
-from zscmr_ray.stages.preprocess.inputs import find_input, find_shards
-from zscmr_ray.stages.preprocess.source import KEEP, PairSource, PixelSpec
+from zscmr_ray.stages.shards.cap import keep_offsets, scan_shards
+from zscmr_ray.stages.shards.inputs import find_input, find_shards
+from zscmr_ray.stages.shards.source import KEEP, PairSource, PixelSpec
 from zscmr_ray.storage import Store
 
 

@@ -1,7 +1,7 @@
 """`zscmr preprocess`: raw shards to `pairs/` with cached features of the frozen backbones (DESIGN 2).
 
-`inputs` finds shards, `source` decodes them (no torch), `cap` bounds classes, `encoder` runs the backbones, `run` is
-the stage. How chunks flow and parts are committed is `stages/plane/`.
+`encoder` runs the backbones, `run` is the stage. How shards are found and decoded is `stages/shards/`, how chunks flow
+and parts are committed `stages/plane/`.
 """
 
 from zscmr_ray.stages.preprocess.run import run_preprocess

@@ -8,8 +8,8 @@ from zscmr_ray.config import Config
 from zscmr_ray.manifest import Manifest, StageKey, input_fingerprint, open_stage
 from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.plane.commit import clear_bookkeeping, finish_stage
-from zscmr_ray.stages.preprocess.inputs import find_input, find_shards
-from zscmr_ray.stages.preprocess.source import PairSource, PixelSpec
+from zscmr_ray.stages.shards.inputs import find_input, find_shards
+from zscmr_ray.stages.shards.source import PairSource, PixelSpec
 from zscmr_ray.storage import Store
 
 STAGE = "preprocess"
@@ -43,9 +43,9 @@ def run_preprocess(config: Config, *, overwrite: bool = False) -> StageResult:
     from zscmr_ray.stages.plane.run import PlaneJob, run_plane
 
     if config.data.max_items_per_class is not None:
-        from zscmr_ray.stages.preprocess.cap import cap_classes
+        from zscmr_ray.stages.shards.cap import cap_classes
 
-        shards = cap_classes(source_store, config.data, shards, cpus=section.decode_cpus)
+        shards = cap_classes(source_store, config.data, shards, stage=STAGE, cpus=section.decode_cpus)
     spec = info["image_backbone"]["spec"]
     source = PairSource(
         input=source_store,

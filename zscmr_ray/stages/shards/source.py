@@ -21,7 +21,7 @@ from zscmr_ray.data.records import Columns, Record, Reject, RowRejected
 from zscmr_ray.data.splits import instance_partition
 from zscmr_ray.schema import RejectCode
 from zscmr_ray.stages.plane.chunks import CHUNK_BYTES, DecodedChunk, RejectedRow, Shard
-from zscmr_ray.stages.preprocess.inputs import spec_of
+from zscmr_ray.stages.shards.inputs import spec_of
 from zscmr_ray.storage import Store
 
 KEEP = "keep"

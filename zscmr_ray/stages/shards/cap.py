@@ -16,13 +16,15 @@ from zscmr_ray.data.splits import select_capped
 from zscmr_ray.errors import DataError
 from zscmr_ray.progress import Progress
 from zscmr_ray.stages.plane.chunks import Shard, batch_shards
-from zscmr_ray.stages.preprocess.source import KEEP, admitted
+from zscmr_ray.stages.shards.source import KEEP, admitted
 from zscmr_ray.storage import Store
 
 ScannedRow = tuple[int, str, tuple[str, ...]]
 
 
-def cap_classes(store: Store, data: DataSection, shards: list[Shard], *, cpus: float) -> list[Shard]:
+def cap_classes(
+    store: Store, data: DataSection, shards: list[Shard], *, stage: str, cpus: float
+) -> list[Shard]:
     """Return the shards with the row offsets to keep in their detail (unreadable ones as they are).
 
     The real pass reports an unreadable shard; here it has no rows to choose from.
@@ -31,7 +33,7 @@ def cap_classes(store: Store, data: DataSection, shards: list[Shard], *, cpus: f
     scan = ray.remote(num_cpus=cpus)(scan_shards)
     found: dict[str, list[ScannedRow]] = {}
     pending = [scan.remote(store, data, task) for task in batch_shards(shards)]
-    with Progress("preprocess: class scan", total=len(pending), unit="tasks") as progress:
+    with Progress(f"{stage}: class scan", total=len(pending), unit="tasks") as progress:
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
             found.update(ray.get(done[0]))
