@@ -28,7 +28,7 @@ from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
 from zscmr_ray.stages.plane.chunks import ChunkResult, Shard
 from zscmr_ray.stages.shards.inputs import find_input, find_shards
-from zscmr_ray.stages.shards.source import PairSource, PixelSpec
+from zscmr_ray.stages.shards.source import PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
 NUM_SHARDS, ROWS_PER_SHARD = 8, 288
@@ -157,10 +157,10 @@ def shards_of(config: Config) -> list[Shard]:
     return find_shards(find_input(config.data.input_uri)[1], config.data)
 
 
-def source_of(config: Config) -> PairSource:
+def source_of(config: Config) -> ShardSource:
     section = config.preprocess
     pixels = PixelSpec(size_px=224, crop_fraction=0.875, interpolation="bicubic")
-    return PairSource(
+    return ShardSource(
         Store(config.data.input_uri),
         config.data,
         pixels,

@@ -24,7 +24,7 @@ from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.plane.chunks import Shard
 from zscmr_ray.stages.preprocess import run_preprocess
 from zscmr_ray.stages.shards.inputs import find_input, find_shards
-from zscmr_ray.stages.shards.source import PairSource, PixelSpec
+from zscmr_ray.stages.shards.source import PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
 pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
@@ -198,9 +198,9 @@ def test_real_shards(
     assert set(table["partition"].to_pylist()) <= {"train", "val", "test"}
 
 
-def pair_source(config: Config) -> PairSource:
+def pair_source(config: Config) -> ShardSource:
     section = config.preprocess
-    return PairSource(
+    return ShardSource(
         input=Store(config.data.input_uri),
         data=config.data,
         pixels=PixelSpec(224, 0.875, "bicubic"),

@@ -18,13 +18,13 @@ from zscmr_ray.stages.plane.chunks import DecodedChunk, Shard
 from zscmr_ray.stages.preprocess.encoder import PairEncoder, describe_backbones
 from zscmr_ray.stages.shards.cap import keep_offsets, scan_shards
 from zscmr_ray.stages.shards.inputs import find_input, find_shards
-from zscmr_ray.stages.shards.source import KEEP, PairSource, PixelSpec
+from zscmr_ray.stages.shards.source import KEEP, PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
 
-def make_source(config: Config) -> PairSource:
+def make_source(config: Config) -> ShardSource:
     section = config.preprocess
-    return PairSource(
+    return ShardSource(
         Store(config.data.input_uri),
         config.data,
         PixelSpec(224, 0.875, "bicubic"),

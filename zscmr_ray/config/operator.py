@@ -61,6 +61,11 @@ class DataSection(Section):
     format: Literal["auto", "webdataset", "parquet", "jsonl", "csv", "folder", "class_folder"] = setting(
         "auto", "output", "shard format; auto = by file extension"
     )
+    modality: Literal["pairs", "image", "text"] = setting(
+        "pairs",
+        "output",
+        "what a row must have: an image and a caption; an image (captions are not read); a caption (images are not read)",
+    )
     columns: ColumnsSection = nested(ColumnsSection, "column mapping")
     label_separator: str | None = setting(
         None, "output", "splits one label string into several classes; none = never"
@@ -185,8 +190,19 @@ class EvaluateSection(Section):
 
 
 class EmbedSection(PlaneSection):
-    """What is written per item."""
+    """Which model makes vectors, of what, and what is written per item."""
 
+    model: str = setting(
+        "checkpoint",
+        "place",
+        "`checkpoint` (this run's), the folder or URI of another run or checkpoint, or `hf:<id or folder>` of a dual "
+        "encoder (CLIP, SigLIP ...)",
+    )
+    source: Literal["auto", "pairs", "shards"] = setting(
+        "auto",
+        "place",
+        "what is embedded: the run's pairs/, or data.input_uri directly; auto = pairs when the run has them",
+    )
     thumbnails: bool = setting(True, "output", "keep the thumbnail beside the image vector")
     region_weights: bool = setting(True, "output", "keep the weight of every image region (heat maps)")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from PIL import Image
 from zscmr_ray.data.records import RowRejected
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.schema import RejectCode
+
+Fit = Literal["crop", "squash"]
 
 # Decoders for web and camera formats only: PIL would also run PostScript, or parse rarely tested formats.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -66,9 +68,11 @@ def decode_image(
     interpolation: str,
     max_pixels: int,
     thumbnail_px: int | None,
+    fit: Fit = "crop",
 ) -> DecodedImage:
     """Decode, turn upright, resize the short side to size_px / crop_fraction and crop the centre.
 
+    With `fit` squash the whole picture is resized to the square, whatever its proportions (SigLIP's processor).
     `crop_fraction` in (0, 1]; `interpolation` is nearest, bilinear, bicubic, lanczos or box; an image of more than
     `max_pixels` is refused from its header; `thumbnail_px` is the longest side of the thumbnail, None for none.
     Palettes, CMYK, greys, 16-bit samples and alpha (on white) become 8-bit RGB; of an animation the first frame.
@@ -79,11 +83,9 @@ def decode_image(
         raise ConfigError("unknown interpolation", got=interpolation, expected=", ".join(_INTERPOLATIONS))
     image, is_upright_rgb_jpeg = load_rgb(data, max_pixels=max_pixels)
     width, height = image.size
-    crop = image.resize(
-        (size_px, size_px),
-        _INTERPOLATIONS[interpolation],
-        box=crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction),
-    )
+    whole = (0.0, 0.0, float(width), float(height))
+    box = whole if fit == "squash" else crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction)
+    crop = image.resize((size_px, size_px), _INTERPOLATIONS[interpolation], box=box)
     thumbnail = None
     if thumbnail_px is not None:
         is_small = max(width, height) <= thumbnail_px and len(data) <= _MAX_REUSED_BYTES

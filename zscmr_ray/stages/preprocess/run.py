@@ -9,7 +9,7 @@ from zscmr_ray.manifest import Manifest, StageKey, input_fingerprint, open_stage
 from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.plane.commit import clear_bookkeeping, finish_stage
 from zscmr_ray.stages.shards.inputs import find_input, find_shards
-from zscmr_ray.stages.shards.source import PairSource, PixelSpec
+from zscmr_ray.stages.shards.source import PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
 STAGE = "preprocess"
@@ -27,11 +27,12 @@ def run_preprocess(config: Config, *, overwrite: bool = False) -> StageResult:
     section = config.preprocess
     source_store, files = find_input(config.data.input_uri)
     shards = find_shards(files, config.data)
-    info = describe_backbones(section)
+    modality = config.data.modality
+    info = describe_backbones(section, modality)
     key = StageKey(
         stage=STAGE,
         config=config.stage_config("data", STAGE)
-        | {name: info[name]["weights_sha256"] for name in ("image_backbone", "text_backbone")},
+        | {name: info[name]["weights_sha256"] for name in ("image_backbone", "text_backbone") if info[name]},
         input_fingerprint=input_fingerprint(files),
     )
     store = stage_store(config, STAGE)
@@ -46,11 +47,11 @@ def run_preprocess(config: Config, *, overwrite: bool = False) -> StageResult:
         from zscmr_ray.stages.shards.cap import cap_classes
 
         shards = cap_classes(source_store, config.data, shards, stage=STAGE, cpus=section.decode_cpus)
-    spec = info["image_backbone"]["spec"]
-    source = PairSource(
+    spec = info["image_backbone"]["spec"] if info["image_backbone"] else None
+    source = ShardSource(
         input=source_store,
         data=config.data,
-        pixels=PixelSpec(spec["size_px"], spec["crop_fraction"], spec["interpolation"]),
+        pixels=PixelSpec(spec["size_px"], spec["crop_fraction"], spec["interpolation"]) if spec else None,
         chunk_rows=section.chunk_rows,
         thumbnail_px=section.thumbnail_px,
         keep_images=section.keep_images,
@@ -62,7 +63,7 @@ def run_preprocess(config: Config, *, overwrite: bool = False) -> StageResult:
             store=store,
             shards=shards,
             source=source,
-            build_encoder=BuildPairEncoder(section, provenance),
+            build_encoder=BuildPairEncoder(section, provenance, modality),
             plane=section,
         )
     )

@@ -1,6 +1,7 @@
-"""The CPU half of preprocess: shard to chunks of decoded rows. Runs in decode tasks, so it imports no torch.
+"""A raw shard to chunks of decoded rows, on a CPU. Runs in decode tasks, so it imports no torch.
 
-A row leaves here decoded, rejected with a code, or filtered by the cap: never uncounted.
+A row leaves here decoded, rejected with a code, or filtered by the cap: never uncounted. What a row must have is
+`data.modality`: an image-only corpus has no captions and a text-only one no images, and neither is a defect.
 """
 
 from __future__ import annotations
@@ -10,30 +11,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from zscmr_ray.config import DataSection
 from zscmr_ray.data.captions import clean_captions, mask_class_words
-from zscmr_ray.data.decode import DecodedImage, decode_image
+from zscmr_ray.data.decode import Fit, decode_image
 from zscmr_ray.data.readers import read_shard
-from zscmr_ray.data.records import Columns, Record, Reject, RowRejected
+from zscmr_ray.data.records import NOT_READ, PAIR_FIELDS, Columns, Field, Record, Reject, RowRejected
 from zscmr_ray.data.splits import instance_partition
 from zscmr_ray.schema import RejectCode
 from zscmr_ray.stages.plane.chunks import CHUNK_BYTES, DecodedChunk, RejectedRow, Shard
 from zscmr_ray.stages.shards.inputs import spec_of
+from zscmr_ray.stages.shards.pixels import PIXELS, pixels_column
 from zscmr_ray.storage import Store
 
 KEEP = "keep"
+_NEEDS: dict[str, frozenset[Field]] = {
+    "pairs": PAIR_FIELDS,
+    "image": frozenset({"image"}),
+    "text": frozenset({"caption"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class PixelSpec:
-    """How an image is cut and resized for the backbone, in plain values (the backbone's own class needs torch)."""
+    """How an image is cut and resized for the model, in plain values (the models' own class needs torch)."""
 
     size_px: int
     crop_fraction: float
     interpolation: str
+    fit: Fit = "crop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +54,22 @@ class Item:
 
 
 @dataclass(frozen=True)
-class PairSource:
-    """Reads shards of image-text rows; a `plane.chunks.Source`."""
+class ShardSource:
+    """Reads raw shards; a `plane.chunks.Source`. No `pixels` where no image is read, no `thumbnail_px` for no thumbnail."""
 
     input: Store
     data: DataSection
-    pixels: PixelSpec
+    pixels: PixelSpec | None
     chunk_rows: int
-    thumbnail_px: int
-    keep_images: bool
+    thumbnail_px: int | None
+    keep_images: bool = False
 
     def read(self, shard: Shard) -> Iterator[DecodedChunk]:
         """Yield the shard's chunks; the row after a full chunk is seen first, so that the last one knows it is."""
         keep = shard.detail.get(KEEP)
+        keep = None if keep is None else frozenset(keep)
         chunk = _Chunk(self, shard.key)
-        for entry in admitted(self.input, self.data, shard, with_images=True):
+        for entry in admitted(self.input, self.data, shard, with_images=self.pixels is not None):
             if chunk.is_full:
                 yield chunk.finish(last=False)
                 chunk = _Chunk(self, shard.key)
@@ -83,7 +91,14 @@ def admitted(
     Raises DataError for an unreadable container.
     """
     seen: set[str] = set()
-    for row in read_shard(spec_of(shard), store.open, columns_of(data), with_images=with_images):
+    rows = read_shard(
+        spec_of(shard),
+        store.open,
+        columns_of(data),
+        with_images=with_images and data.modality != "text",
+        needs=_NEEDS[data.modality],
+    )
+    for row in rows:
         if isinstance(row, Reject):
             yield row
             continue
@@ -98,58 +113,88 @@ def admitted(
 
 
 def columns_of(data: DataSection) -> Columns:
-    """The reader's column mapping from the configuration."""
-    return Columns(**data.columns.model_dump(), label_separator=data.label_separator)
+    """The reader's column mapping from the configuration; the side that the corpus lacks is not looked for."""
+    mapped = data.columns.model_dump()
+    if data.modality == "image":
+        mapped["caption"] = NOT_READ
+    elif data.modality == "text":
+        mapped["image"] = NOT_READ
+    return Columns(**mapped, label_separator=data.label_separator)
 
 
 def _item(record: Record, data: DataSection, shard_key: str) -> Item:
-    cleaned = clean_captions(record.captions)
+    cleaned = clean_captions(record.captions) if data.modality != "image" else ()
     captions = cleaned
     if data.mask_class_words:
         captions = clean_captions(mask_class_words(caption, record.labels) for caption in cleaned)
     captions = clean_captions(caption[: data.max_caption_chars] for caption in captions)[: data.max_captions]
-    if not captions:
+    if not captions and data.modality != "image":
         reason = "only words of the row's own classes" if cleaned else "no caption with text"
         raise RowRejected(RejectCode.EMPTY_CAPTION, reason)
     item_id = record.item_id(shard_key)
     return Item(item_id, captions, record.labels, record.partition or instance_partition(item_id))
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of a chunk, but for its pixels."""
+
+    item: Item
+    offset: int
+    thumbnail: bytes | None = None
+    image: bytes | None = None
+    sha256: str | None = None
+
+
 @dataclass
 class _Chunk:
     """Rows on their way into one chunk."""
 
-    source: PairSource
+    source: ShardSource
     shard_key: str
     num_in: int = 0
     num_filtered: int = 0
     rejects: list[RejectedRow] = field(default_factory=list)
-    rows: list[tuple[Record, Item, DecodedImage, str]] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
     image_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        # Images are decoded into their place; rows that never come cost address space only.
+        size = self.source.pixels.size_px if self.source.pixels is not None else 0
+        self._pixels_BHW3 = np.empty((self.source.chunk_rows, size, size, 3), np.uint8)
 
     @property
     def is_full(self) -> bool:
         return len(self.rows) == self.source.chunk_rows or self.image_bytes >= CHUNK_BYTES
 
     def add(self, record: Record, item: Item) -> None:
-        source = self.source
         try:
-            if record.image is None:
-                raise RowRejected(RejectCode.MISSING_IMAGE, "no image in this row")
-            image = decode_image(
-                record.image,
-                size_px=source.pixels.size_px,
-                crop_fraction=source.pixels.crop_fraction,
-                interpolation=source.pixels.interpolation,
-                max_pixels=source.data.max_pixels,
-                thumbnail_px=source.thumbnail_px,
-            )
+            row = _Row(item, record.offset) if self.source.pixels is None else self._decode(record, item)
         except RowRejected as reason:
             reject = Reject(self.shard_key, record.key, record.offset, "decode", reason.code, reason.reason)
             self.reject(record.key, reject)
             return
-        self.image_bytes += len(record.image) if source.keep_images else 0
-        self.rows.append((record, item, image, hashlib.sha256(record.image).hexdigest()))
+        self.image_bytes += len(row.image or b"")
+        self.rows.append(row)
+
+    def _decode(self, record: Record, item: Item) -> _Row:
+        source, pixels = self.source, self.source.pixels
+        assert pixels is not None
+        if record.image is None:
+            raise RowRejected(RejectCode.MISSING_IMAGE, "no image in this row")
+        image = decode_image(
+            record.image,
+            size_px=pixels.size_px,
+            crop_fraction=pixels.crop_fraction,
+            interpolation=pixels.interpolation,
+            fit=pixels.fit,
+            max_pixels=source.data.max_pixels,
+            thumbnail_px=source.thumbnail_px,
+        )
+        self._pixels_BHW3[len(self.rows)] = image.pixels_HW3
+        kept = record.image if source.keep_images else None
+        digest = hashlib.sha256(record.image).hexdigest()
+        return _Row(item, record.offset, image.thumbnail_jpeg, kept, digest)
 
     def reject(self, key: str | None, reject: Reject) -> None:
         item_id = None if key is None else f"{self.shard_key}#{key}"
@@ -163,31 +208,18 @@ class _Chunk:
         return DecodedChunk(self._table(), tuple(self.rejects), self.num_in, self.num_filtered, last)
 
     def _table(self) -> pa.Table:
-        size = self.source.pixels.size_px
-        pixels_BHW3 = np.empty((len(self.rows), size, size, 3), np.uint8)
-        for row, (_, _, image, _) in enumerate(self.rows):
-            pixels_BHW3[row] = image.pixels_HW3
-        items = [item for _, item, _, _ in self.rows]
-        kept = [record.image if self.source.keep_images else None for record, _, _, _ in self.rows]
-        strings = pa.list_(pa.string())
-        return pa.table(
-            {
-                "id": pa.array([item.id for item in items], pa.string()),
-                "thumbnail": pa.array([image.thumbnail_jpeg for _, _, image, _ in self.rows], pa.binary()),
-                "image": pa.array(kept, pa.binary()),
-                "captions": pa.array([item.captions for item in items], strings),
-                "labels": pa.array([item.labels for item in items], strings),
-                "partition": pa.array([item.partition for item in items], pa.string()),
-                "source_shard": pa.array([self.shard_key] * len(self.rows), pa.string()),
-                "source_offset": pa.array([record.offset for record, _, _, _ in self.rows], pa.int64()),
-                "sha256": pa.array([digest for _, _, _, digest in self.rows], pa.string()),
-                "pixels": pixels_column(pixels_BHW3),
-            }
-        )
-
-
-def pixels_column(pixels_BHW3: npt.NDArray[np.uint8]) -> pa.Array:
-    """Images as fixed-size binaries, without a copy."""
-    rows, width = len(pixels_BHW3), int(np.prod(pixels_BHW3.shape[1:]))
-    buffer = pa.py_buffer(pixels_BHW3)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), rows, [None, buffer])
+        rows, strings = self.rows, pa.list_(pa.string())
+        columns = {
+            "id": pa.array([row.item.id for row in rows], pa.string()),
+            "thumbnail": pa.array([row.thumbnail for row in rows], pa.binary()),
+            "image": pa.array([row.image for row in rows], pa.binary()),
+            "captions": pa.array([row.item.captions for row in rows], strings),
+            "labels": pa.array([row.item.labels for row in rows], strings),
+            "partition": pa.array([row.item.partition for row in rows], pa.string()),
+            "source_shard": pa.array([self.shard_key] * len(rows), pa.string()),
+            "source_offset": pa.array([row.offset for row in rows], pa.int64()),
+            "sha256": pa.array([row.sha256 for row in rows], pa.string()),
+        }
+        if self.source.pixels is not None:
+            columns[PIXELS] = pixels_column(self._pixels_BHW3[: len(rows)])
+        return pa.table(columns)
