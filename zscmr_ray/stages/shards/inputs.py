@@ -30,7 +30,7 @@ def find_input(uri: str) -> tuple[Store, list[FileInfo]]:
     if any(character in uri for character in _WILDCARDS):
         root, pattern = _split_glob(uri)
         files = [info for info in root.list() if _matches(info.key, pattern)]
-    elif Store(uri).fs.isfile(Store(uri).path()):
+    elif Store(uri).is_file():
         folder, _, name = uri.rpartition("/")
         root = Store(folder or ("/" if uri.startswith("/") else "."))
         files = [root.info(name)]

@@ -1,40 +1,27 @@
-"""Local paths and `s3://` behind one small vocabulary. The only file that imports fsspec or s3fs.
+"""A directory somewhere, on a local disk or below `s3://bucket`: keys, whole objects, JSON, listings.
 
-A `Store` is a directory somewhere; keys are relative, `/`-separated and never leave it. Writes are atomic: a
-reader sees the whole object or none (a rename on a local disk, one put on S3). Credentials and the endpoint come
-from the usual AWS environment variables only; they are never part of a URI, a configuration or a log line.
+Keys are relative, `/`-separated and never leave the store. Writes are atomic: a reader sees the whole object or none
+(a rename on a local disk, one put on S3). S3 operations are retried with back-off and checked (`s3.py`). Credentials
+and the endpoint come from the usual AWS environment variables only; they are never part of a URI, a configuration or a
+log line.
 
 It is not a cache, a lock or a listing one may trust for completeness: `manifest.py` says what is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, cast
-
-import fsspec
+from typing import IO, Any, BinaryIO
 
 from zscmr_ray.errors import ConfigError, DataError
+from zscmr_ray.storage.local import TEMPORARY, LocalFiles
+from zscmr_ray.storage.place import FileInfo, Place
 
 _COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class FileInfo:
-    """One stored object: its key relative to the store, its size, and a version (ETag, or local mtime in ns)."""
-
-    key: str
-    size_bytes: int
-    version: str
 
 
 class Store:
@@ -56,7 +43,7 @@ class Store:
             )
         self.is_local = scheme != "s3" or not separator
         self.uri = str(Path(text.removeprefix("file://")).absolute()) if self.is_local else text.rstrip("/")
-        self._fs: Any = None
+        self._place = open_place(self.uri, is_local=self.is_local)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -64,21 +51,12 @@ class Store:
     def __reduce__(self) -> tuple[object, ...]:
         return (Store, (self.uri,))
 
-    @property
-    def fs(self) -> Any:
-        """The fsspec filesystem, opened on first use."""
-        if self._fs is None:
-            # Listings are never cached: another process may have committed a part since.
-            options = {} if self.is_local else {"use_listings_cache": False, "skip_instance_cache": True}
-            self._fs = fsspec.filesystem("file" if self.is_local else "s3", **options)
-        return self._fs
-
     def child(self, key: str) -> Store:
         """The store one or more directories below this one."""
         return Store(self.path(key)) if self.is_local else Store(f"{self.uri}/{_clean(key)}")
 
     def path(self, key: str = "") -> str:
-        """The key's full path as fsspec and pyarrow name it (no scheme)."""
+        """The key's full path as pyarrow names it (no scheme)."""
         base = self.uri if self.is_local else self.uri.removeprefix("s3://")
         return f"{base}/{_clean(key)}" if key else base
 
@@ -86,26 +64,25 @@ class Store:
 
     def exists(self, key: str = "") -> bool:
         """Whether an object, or a directory with something in it, is at the key."""
-        return bool(self.fs.exists(self.path(key)))
+        return self._place.exists(_clean(key))
+
+    def is_file(self, key: str = "") -> bool:
+        """Whether an object is at the key (without one: at the store's own URI)."""
+        return self._place.is_file(_clean(key))
 
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading; raises DataError when it is missing."""
         try:
-            if self.is_local:
-                return cast(BinaryIO, Path(self.path(key)).open("rb"))
-            return cast(BinaryIO, self.fs.open(self.path(key), "rb"))
+            return self._place.open(_clean(key))
         except FileNotFoundError as error:
-            raise DataError("no such file", got=f"{self.uri}/{key}") from error
+            raise self._missing(key) from error
 
     def read_bytes(self, key: str) -> bytes:
         """Read a whole object; raises DataError when it is missing."""
-        if self.is_local:
-            with self.open(key) as file:
-                return file.read()
         try:
-            return cast(bytes, self.fs.cat_file(self.path(key)))
+            return self._place.read(_clean(key))
         except FileNotFoundError as error:
-            raise DataError("no such file", got=f"{self.uri}/{key}") from error
+            raise self._missing(key) from error
 
     def read_json(self, key: str) -> Any:
         """Read an object as JSON; raises DataError when it is missing or torn."""
@@ -120,18 +97,13 @@ class Store:
     def info(self, key: str) -> FileInfo:
         """Size and version of one object; raises DataError when it is missing."""
         try:
-            return _file_info(key, self.fs.info(self.path(key)))
+            return self._place.info(_clean(key))
         except FileNotFoundError as error:
-            raise DataError("no such file", got=f"{self.uri}/{key}") from error
+            raise self._missing(key) from error
 
     def list(self, prefix: str = "") -> list[FileInfo]:
         """All objects below a directory, sorted by key (empty when there is none). Temporary files are left out."""
-        root = self.path(prefix)
-        found = self.fs.find(root, detail=True)
-        base = self.path()
-        infos = [_file_info(path.removeprefix(base).lstrip("/"), entry) for path, entry in found.items()]
-        # S3 servers may list the prefix itself or a folder marker; neither is an object of ours.
-        return sorted(info for info in infos if _is_object(info.key))
+        return sorted(info for info in self._place.list(_clean(prefix)) if not _is_temporary(info.key))
 
     def sha256(self, key: str) -> str:
         """The hex sha256 of an object's contents, streamed."""
@@ -141,55 +113,32 @@ class Store:
                 digest.update(block)
         return digest.hexdigest()
 
-    @contextlib.contextmanager
-    def local_copy(self, key: str) -> Iterator[Path]:
+    def local_copy(self, key: str) -> AbstractContextManager[Path]:
         """A local file with the object's contents: the object itself where it is local, else a temporary copy."""
-        if self.is_local:
-            yield Path(self.path(key))
-            return
-        with tempfile.TemporaryDirectory(prefix="zscmr-") as folder:
-            target = Path(folder) / PurePosixPath(key).name
-            self.fs.get_file(self.path(key), str(target))
-            yield target
+        return self._place.local_copy(_clean(key))
 
     # -- writing ------------------------------------------------------------------------------------------
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Put an object atomically, replacing what was there."""
-        if not self.is_local:
-            self.fs.pipe_file(self.path(key), data)
-            return
         with self.open_write(key) as file:
             file.write(data)
 
     def write_json(self, key: str, value: object) -> None:
         """Put a JSON document (sorted keys, two spaces, a final newline) atomically."""
-        text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-        self.write_bytes(key, (text + "\n").encode())
+        self.write_bytes(key, json_bytes(value))
 
-    @contextlib.contextmanager
-    def open_write(self, key: str) -> Iterator[IO[bytes]]:
+    def create_bytes(self, key: str, data: bytes) -> bool:
+        """Put an object only where none is, atomically among all writers; returns whether this call made it.
+
+        `data` must be this writer's own (hold a random token): an S3 answer may be lost, and then the content found
+        decides.
+        """
+        return self._place.create(_clean(key), data)
+
+    def open_write(self, key: str) -> AbstractContextManager[IO[bytes]]:
         """A file that becomes the object when the block ends well, and leaves no trace when it raises."""
-        if not self.is_local:
-            # Spooled first: s3fs would commit a half-written upload when the block raises.
-            with tempfile.TemporaryFile() as spool:
-                yield spool
-                spool.seek(0)
-                with self.fs.open(self.path(key), "wb") as target:
-                    shutil.copyfileobj(spool, target, _COPY_BYTES)
-            return
-        path = Path(self.path(key))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        return self._place.open_write(_clean(key))
 
     def put_file(self, key: str, source: Path) -> None:
         """Copy a local file to the key atomically."""
@@ -198,16 +147,35 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Delete one object; a missing one is no error (deleting twice is a retry, not a mistake)."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(key))
+        self._place.delete(_clean(key))
 
     def delete_tree(self, prefix: str = "") -> None:
         """Delete everything below a directory, itself included."""
-        path = self.path(prefix)
-        if self.is_local:
-            shutil.rmtree(path, ignore_errors=False) if Path(path).exists() else None
-        elif self.fs.exists(path):
-            self.fs.rm(path, recursive=True)
+        self._place.delete_tree(_clean(prefix))
+
+    def sweep(self) -> None:
+        """Delete temporary files that killed writers left; for the directory's owner, when nobody else writes."""
+        for info in self._place.list(""):
+            if _is_temporary(info.key):
+                self._place.delete(info.key)
+
+    def _missing(self, key: str) -> DataError:
+        return DataError("no such file", got=f"{self.uri}/{key}")
+
+
+def open_place(uri: str, *, is_local: bool) -> Place:
+    """The place a URI means; no connection is made before its first use."""
+    if is_local:
+        return LocalFiles(uri)
+    # Here and not above: s3fs and botocore cost half a second, which local runs do not need.
+    from zscmr_ray.storage.s3 import S3Objects
+
+    return S3Objects(uri)
+
+
+def json_bytes(value: object) -> bytes:
+    """A JSON document as stores hold it: sorted keys, two spaces, a final newline, no NaN."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _clean(key: str) -> str:
@@ -217,11 +185,5 @@ def _clean(key: str) -> str:
     return "/".join(parts)
 
 
-def _is_object(key: str) -> bool:
-    return bool(key) and not key.endswith("/") and not PurePosixPath(key).name.startswith(".tmp-")
-
-
-def _file_info(key: str, entry: dict[str, Any]) -> FileInfo:
-    # Local directories report mtime as float seconds; S3 objects carry an ETag.
-    version = str(entry.get("ETag", "")).strip('"') or str(int(float(entry.get("mtime", 0)) * 1e9))
-    return FileInfo(key=key, size_bytes=int(entry["size"]), version=version)
+def _is_temporary(key: str) -> bool:
+    return PurePosixPath(key).name.startswith(TEMPORARY)
