@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from zscmr_ray import __version__
+from zscmr_ray.cli import interop
 from zscmr_ray.cli import options as opt
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
 from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
@@ -138,6 +139,9 @@ def demo(
     from zscmr_ray.cli.demo import run_demo
 
     run_demo(run=run, cache=cache, overrides=overrides or [])
+
+
+app.command()(interop.convert)
 
 
 @config_app.command("explain")
