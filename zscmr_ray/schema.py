@@ -93,14 +93,17 @@ def pairs_schema(
     return pa.schema(fields, metadata=file_metadata(metadata))
 
 
-def image_embeddings_schema(*, dimension: int, num_regions: int, metadata: Mapping[str, object]) -> pa.Schema:
-    """Columns of `embeddings/image/part-*.parquet`: one row per item."""
+def image_embeddings_schema(
+    *, dimension: int, num_regions: int | None, metadata: Mapping[str, object]
+) -> pa.Schema:
+    """Columns of `embeddings/image/part-*.parquet`: one row per item; no `num_regions` where pictures are embedded whole."""
+    weights = pa.list_(pa.float16(), num_regions) if num_regions else pa.null()
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("vector", pa.list_(pa.float16(), dimension), nullable=False),
         pa.field("thumbnail", pa.binary()),
         pa.field("labels", pa.list_(pa.string()), nullable=False),
-        pa.field("region_weights", pa.list_(pa.float16(), num_regions)),
+        pa.field("region_weights", weights),
         *_provenance_fields(),
     ]
     return pa.schema(fields, metadata=file_metadata(metadata))

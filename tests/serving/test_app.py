@@ -18,10 +18,11 @@ from tests.embeddings_run import COLOURS, item_ids, jpeg, write_embeddings
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
+from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, ServingError
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import base_url, build_app, check_servable, open_service, running, start
-from zscmr_ray.serving.encoder import CheckpointEncoder
+from zscmr_ray.serving.encoder import ModelEncoder
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.index import run_index
 
@@ -41,7 +42,7 @@ def served_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("served")
     config = vary(small_config(str(folder)), recipe="fgan", serve={"port": free_port()})
     meta = write_checkpoint(config)
-    encoder = CheckpointEncoder(stage_store(config, "train"), max_pixels=1_000_000)
+    encoder = ModelEncoder(find_model("checkpoint", own=stage_store(config, "train")), max_pixels=1_000_000)
     pictures = [encoder.decode(jpeg(COLOURS[n % 3])) for n in range(NUM_ITEMS)]
     captions = [f"caption {c} of item {n}" for n in range(NUM_ITEMS) for c in range(2)]
     write_embeddings(

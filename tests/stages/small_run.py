@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def write_checkpoint(
         image_backbone=_record(image),
         text_backbone=_record(text),
         teacher={"id": "tiny"},
-        preprocessing={"crop_fraction": 0.875},
+        preprocessing=json.loads(json.dumps(asdict(image.spec))),
         region_grid=GRID,
         max_tokens=16,
         selection={"steps": steps, "rows": "pseudo-unseen", "score": 0.5, "chance": 0.25, "table": []},

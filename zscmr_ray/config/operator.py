@@ -9,6 +9,9 @@ from pydantic import model_validator
 from zscmr_ray.config.base import Section, nested, setting
 from zscmr_ray.errors import ConfigError
 
+OWN_CHECKPOINT = "checkpoint"
+"""`embed.model` of a run that embeds with what it trained."""
+
 
 class RaySection(Section):
     """Which Ray cluster to use."""
@@ -193,7 +196,7 @@ class EmbedSection(PlaneSection):
     """Which model makes vectors, of what, and what is written per item."""
 
     model: str = setting(
-        "checkpoint",
+        OWN_CHECKPOINT,
         "place",
         "`checkpoint` (this run's), the folder or URI of another run or checkpoint, or `hf:<id or folder>` of a dual "
         "encoder (CLIP, SigLIP ...)",

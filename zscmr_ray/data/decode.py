@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from zscmr_ray.data.image_limits import MAX_SIDE_PX, TIFF_MAGIC, excess_of
 from zscmr_ray.data.records import RowRejected
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.schema import RejectCode
@@ -31,7 +32,7 @@ _INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF", *TIFF_MAGIC)
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +43,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# PIL's messages may quote the file, and a file may have a tag of a million values.
+_MAX_REASON_CHARS = 300
 # A small source JPEG is its own thumbnail unless metadata (a profile, a maker note) make it heavy.
 _MAX_REUSED_BYTES = 64 << 10
 
@@ -72,7 +75,7 @@ def decode_image(
 ) -> DecodedImage:
     """Decode, turn upright, resize the short side to size_px / crop_fraction and crop the centre.
 
-    With `fit` squash the whole picture is resized to the square, whatever its proportions (SigLIP's processor).
+    With `fit` squash both sides are resized to that length, whatever the picture's proportions (SigLIP's processor).
     `crop_fraction` in (0, 1]; `interpolation` is nearest, bilinear, bicubic, lanczos or box; an image of more than
     `max_pixels` is refused from its header; `thumbnail_px` is the longest side of the thumbnail, None for none.
     Palettes, CMYK, greys, 16-bit samples and alpha (on white) become 8-bit RGB; of an animation the first frame.
@@ -83,8 +86,7 @@ def decode_image(
         raise ConfigError("unknown interpolation", got=interpolation, expected=", ".join(_INTERPOLATIONS))
     image, is_upright_rgb_jpeg = load_rgb(data, max_pixels=max_pixels)
     width, height = image.size
-    whole = (0.0, 0.0, float(width), float(height))
-    box = whole if fit == "squash" else crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction)
+    box = crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction, fit=fit)
     crop = image.resize((size_px, size_px), _INTERPOLATIONS[interpolation], box=box)
     thumbnail = None
     if thumbnail_px is not None:
@@ -94,7 +96,7 @@ def decode_image(
 
 
 def crop_box(
-    width_px: int, height_px: int, *, size_px: int, crop_fraction: float
+    width_px: int, height_px: int, *, size_px: int, crop_fraction: float, fit: Fit = "crop"
 ) -> tuple[float, float, float, float]:
     """Return the source rectangle (left, top, right, bottom) that the centre crop shows.
 
@@ -106,8 +108,9 @@ def crop_box(
     """
     short = round(size_px / crop_fraction)
     scale = short / min(width_px, height_px)
-    resized_width = short if width_px <= height_px else max(short, int(width_px * scale))
-    resized_height = short if height_px <= width_px else max(short, int(height_px * scale))
+    squash = fit == "squash"
+    resized_width = short if squash or width_px <= height_px else max(short, int(width_px * scale))
+    resized_height = short if squash or height_px <= width_px else max(short, int(height_px * scale))
     left, top = round((resized_width - size_px) / 2), round((resized_height - size_px) / 2)
     x, y = width_px / resized_width, height_px / resized_height
     # The clamp only takes off rounding errors: PIL refuses a box outside the image by any amount.
@@ -122,12 +125,17 @@ def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
     """
     if not data:
         raise ImageRejected(RejectCode.EMPTY_IMAGE, "zero bytes")
+    excess = excess_of(data, max_pixels=max_pixels)
+    if excess:
+        raise ImageRejected(RejectCode.TOO_MANY_PIXELS, excess)
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageRejected(
             RejectCode.TOO_MANY_PIXELS, f"{width} x {height} = {width * height} pixels, at most {max_pixels}"
         )
+    if max(width, height) > MAX_SIDE_PX:
+        raise ImageRejected(RejectCode.TOO_MANY_PIXELS, f"{width} x {height}, at most {MAX_SIDE_PX} on a side")
     is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
     # Hostile or broken bytes raise nearly anything inside the decoders, SyntaxError and struct.error included.
     try:
@@ -158,7 +166,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _reject_undecodable(data: bytes, error: Exception) -> NoReturn:
-    reason = f"{type(error).__name__}: {error}"
+    reason = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
     is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError) or _lacks_its_end(data)
     code = RejectCode.TRUNCATED_IMAGE if is_cut else RejectCode.UNDECODABLE_IMAGE
     raise ImageRejected(code, reason) from error
@@ -202,7 +210,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         return _from_deep_grey(image)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(layer, mask=layer.getchannel("A"))
         return white

@@ -149,8 +149,9 @@ def load_pair_features(
     """Turn pairs tables into feature columns, in the tables' order.
 
     `num_regions` (R) and `token_channels` (D of the text side) come from the pairs' manifest; the image channels
-    follow from the width of `regions`. `keep` returns a boolean per row of a table and runs before features are
-    touched. A `thumbnail` column is kept where the tables have one. Raises DataError for rows without features.
+    follow from the width of `regions`; a side that the corpus lacks has 0. `keep` returns a boolean per row of a table
+    and runs before features are touched. A `thumbnail` column is kept where the tables have one. Raises DataError for
+    rows without features.
     """
     parts = [_part(table, num_regions, token_channels, keep) for table in tables]
     parts = [part for part in parts if len(part)] or parts[:1]
@@ -169,6 +170,8 @@ def _part(table: pa.Table, num_regions: int, token_channels: int, keep: Keep | N
     token_lists = _column(table, "tokens", "text features")
     token_bytes = token_lists.flatten()
     byte_starts = _offsets(token_bytes)
+    # An image-only corpus has no token: any width fits.
+    token_channels = max(token_channels, 1)
     token_width = 2 * token_channels
     if (byte_starts % token_width).any():
         raise DataError(
@@ -197,6 +200,8 @@ def _part(table: pa.Table, num_regions: int, token_channels: int, keep: Keep | N
 
 
 def _regions(table: pa.Table, num_regions: int) -> Half:
+    if num_regions == 0:
+        return np.empty((len(table), 0, 0), np.float16)
     column = _column(table, "regions", "image features")
     width = column.type.byte_width
     if width % (2 * num_regions):

@@ -12,6 +12,7 @@ by hand, is refused. Not the resume state of a training in progress: that is eng
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import safetensors
@@ -164,8 +165,12 @@ def load_checkpoint(store: Store, *, device: str = "cpu") -> tuple[AlignmentMode
     return model.to(device).eval(), meta
 
 
-def load_dual_encoder(store: Store, *, device: str = "cpu") -> tuple[DualEncoder, CheckpointMeta]:
+def load_dual_encoder(
+    store: Store, *, device: str = "cpu", sides: Collection[str] = ("image", "text")
+) -> tuple[DualEncoder, CheckpointMeta]:
     """Load a checkpoint with the frozen backbones it names, from pixels and captions to vectors.
+
+    A backbone whose side is not among `sides` is left out (cached features need none).
 
     Raises as `load_checkpoint`, and RefusedError when an installed backbone has other weights than in training.
     """
@@ -174,13 +179,13 @@ def load_dual_encoder(store: Store, *, device: str = "cpu") -> tuple[DualEncoder
     from zscmr_ray.models.dual_encoder import DualEncoder
 
     model, meta = load_checkpoint(store, device=device)
-    image = load_image_backbone(meta.image_backbone.id, device=device)
-    text = load_text_backbone(meta.text_backbone.id, device=device, max_tokens=meta.max_tokens)
-    for found, record in (
-        (image.weights_sha256, meta.image_backbone),
-        (text.weights_sha256, meta.text_backbone),
-    ):
-        check_backbone(found, record)
+    image = text = None
+    if "image" in sides:
+        image = load_image_backbone(meta.image_backbone.id, device=device)
+        check_backbone(image.weights_sha256, meta.image_backbone)
+    if "text" in sides:
+        text = load_text_backbone(meta.text_backbone.id, device=device, max_tokens=meta.max_tokens)
+        check_backbone(text.weights_sha256, meta.text_backbone)
     return DualEncoder(image, text, model, region_grid=meta.region_grid), meta
 
 

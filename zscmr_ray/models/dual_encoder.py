@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zscmr_ray.models.backbones import ImageBackbone, TextBackbone
 
 if TYPE_CHECKING:
-    from zscmr_ray.models.base import AlignmentModel, SideOutput
+    from zscmr_ray.models.base import AlignmentModel, SideOutput, VectorBlock
 
 
 class DualEncoder(nn.Module):
@@ -43,6 +43,11 @@ class DualEncoder(nn.Module):
         """Stay in eval mode: retrieval vectors are deterministic (SCIENCE 2, defect 4)."""
         del mode
         return super().train(False)
+
+    @property
+    def blocks(self) -> tuple[VectorBlock, ...]:
+        """The unit blocks of a vector."""
+        return self.model.blocks
 
     def encode_images(self, pixels_BHW3: Tensor) -> tuple[Tensor, SideOutput]:
         """Encode uint8 pixels [B, size, size, 3] to vectors [B, D] and the side output they came from."""

@@ -23,10 +23,12 @@ from starlette.types import ASGIApp
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
 from zscmr_ray.config.load import load_config
+from zscmr_ray.config.operator import OWN_CHECKPOINT
 from zscmr_ray.engine.checkpoint import read_meta
+from zscmr_ray.engine.vector_model import ModelPlace, find_model
 from zscmr_ray.errors import ConfigError, ServingError
-from zscmr_ray.manifest import require_manifest
-from zscmr_ray.serving.encoder import CheckpointEncoder
+from zscmr_ray.manifest import Manifest, require_manifest
+from zscmr_ray.serving.encoder import ModelEncoder
 from zscmr_ray.serving.guard import read_api_keys
 from zscmr_ray.serving.problems import RETRY_AFTER_S
 from zscmr_ray.serving.routes import http_app
@@ -66,18 +68,32 @@ class SearchDeployment:
 
 
 def open_service(config: Config) -> SearchService:
-    """Load the run's checkpoint and index; RefusedError, naming both, when they are of different models."""
-    check_servable(config)
-    encoder = CheckpointEncoder(stage_store(config, "train"), max_pixels=config.serve.max_pixels)
+    """Load the index and the model that made its vectors; RefusedError, naming both, when they do not fit."""
+    place = check_servable(config)
+    encoder = ModelEncoder(place, max_pixels=config.serve.max_pixels)
     return SearchService(encoder, Searcher(stage_store(config, "index")), config.serve)
 
 
-def check_servable(config: Config) -> None:
-    """Refuse in a moment, before anything is loaded, what could not be served: DataError or RefusedError."""
+def check_servable(config: Config) -> ModelPlace:
+    """Refuse in a moment, before anything is loaded, what could not be served: DataError or RefusedError.
+
+    A pretrained model's fingerprint is known when it is loaded: SearchService checks it then.
+    """
     index = require_manifest(stage_store(config, "index"), "index")
-    checkpoint = stage_store(config, "train")
-    require_manifest(checkpoint, "train")
-    check_same_model(read_meta(checkpoint).fingerprint, str(index.info["fingerprint"]))
+    place = served_model(config, index)
+    if place.name == OWN_CHECKPOINT:
+        require_manifest(stage_store(config, "train"), "train")
+    if place.checkpoint is not None:
+        check_same_model(read_meta(place.checkpoint).fingerprint, str(index.info["fingerprint"]))
+    return place
+
+
+def served_model(config: Config, index: Manifest) -> ModelPlace:
+    """The model that encodes queries: `embed.model` where it is set, else the one the index names."""
+    name = config.embed.model
+    if name == OWN_CHECKPOINT:
+        name = str(index.info.get("model", OWN_CHECKPOINT))
+    return find_model(name, own=stage_store(config, "train"))
 
 
 def build_app(config: Config) -> serve.Application:
@@ -86,6 +102,7 @@ def build_app(config: Config) -> serve.Application:
     # A replica's working directory may be another one.
     values = config.model_dump(mode="json")
     values["data"]["run_uri"] = Store(config.data.run_uri).uri
+    values["embed"]["model"] = find_model(config.embed.model, own=stage_store(config, "train")).name
     deployment = serve.deployment(
         serve.ingress()(SearchDeployment),
         name="Search",

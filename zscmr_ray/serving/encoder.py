@@ -1,4 +1,4 @@
-"""Queries to vectors: captions and pictures through the checkpoint's dual encoder, as embedding did with the corpus.
+"""Queries to vectors: captions and pictures through the model that embedded the corpus, and in the same way.
 
 What it is: cleaning, decoding with caps, and batched encoding on one device. What it is not: weighing (scoring.py) or
 batching across requests (batcher.py).
@@ -15,12 +15,9 @@ import torch
 
 from zscmr_ray.data.captions import clean_captions
 from zscmr_ray.data.decode import ImageRejected, decode_image
-from zscmr_ray.engine.checkpoint import load_dual_encoder
+from zscmr_ray.engine.vector_model import ModelPlace, load_model
 from zscmr_ray.errors import DataError
-from zscmr_ray.models.backbones import ImageSpec
 from zscmr_ray.models.base import VectorBlock
-from zscmr_ray.models.dual_encoder import DualEncoder
-from zscmr_ray.storage import Store
 
 FloatArray = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -50,17 +47,18 @@ class Encoder(Protocol):
         ...
 
 
-class CheckpointEncoder:
-    """The encoder of a checkpoint. Loads the frozen backbones; raises as `load_dual_encoder`."""
+class ModelEncoder:
+    """The encoder of a model, a checkpoint's or a pretrained one. Raises as `load_model`."""
 
-    def __init__(self, store: Store, *, max_pixels: int, device: str = "cpu") -> None:
-        self._dual, meta = load_dual_encoder(store, device=device)
+    def __init__(self, place: ModelPlace, *, max_pixels: int, device: str = "cpu") -> None:
+        self._model, facts = load_model(place, device=device)
         self._max_pixels = max_pixels
         self._device = device
-        self.fingerprint = meta.fingerprint
-        self.label_weight = meta.label_weight
-        self.blocks = tuple(VectorBlock(b.name, b.start, b.stop) for b in meta.blocks)
-        self._spec = _image_spec(self._dual)
+        self.fingerprint = facts.fingerprint
+        self.label_weight = facts.label_weight
+        self.blocks = tuple(VectorBlock(b.name, b.start, b.stop) for b in facts.blocks)
+        assert self._model.image_backbone is not None, "load_model loads both sides"
+        self._spec = self._model.image_backbone.spec
 
     def clean(self, text: str) -> str:
         """Collapse white space and control characters; DataError when nothing is left."""
@@ -77,6 +75,7 @@ class CheckpointEncoder:
                 size_px=self._spec.size_px,
                 crop_fraction=self._spec.crop_fraction,
                 interpolation=self._spec.interpolation,
+                fit=self._spec.fit,
                 max_pixels=self._max_pixels,
                 thumbnail_px=None,
             )
@@ -90,16 +89,11 @@ class CheckpointEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Encode cleaned texts to unit-block vectors [B, D]."""
-        return _array(self._dual.encode_texts(texts)[0])
+        return _array(self._model.encode_texts(texts)[0])
 
     def encode_images(self, pixels: Sequence[Pixels]) -> FloatArray:
         """Encode decoded pictures to unit-block vectors [B, D]."""
-        return _array(self._dual.encode_images(torch.from_numpy(np.stack(pixels)).to(self._device))[0])
-
-
-def _image_spec(dual: DualEncoder) -> ImageSpec:
-    assert dual.image_backbone is not None, "load_dual_encoder loads both backbones"
-    return dual.image_backbone.spec
+        return _array(self._model.encode_images(torch.from_numpy(np.stack(pixels)).to(self._device))[0])
 
 
 def _array(vectors_BD: torch.Tensor) -> FloatArray:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zscmr_ray.data.decode import Fit
 from zscmr_ray.errors import ConfigError, MissingPackageError
 
 
@@ -27,7 +28,8 @@ from zscmr_ray.errors import ConfigError, MissingPackageError
 class ImageSpec:
     """How pixels are made for an image backbone: what decoding needs (pixels) and what normalising needs (0..1 units).
 
-    The short side is resized to `size_px / crop_fraction`, then the centre `size_px` square is cut.
+    The short side is resized to `size_px / crop_fraction`, then the centre `size_px` square is cut; with `fit` squash
+    both sides are, whatever the picture's proportions.
     """
 
     size_px: int
@@ -35,6 +37,7 @@ class ImageSpec:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: Fit = "crop"
 
 
 @dataclass(frozen=True, slots=True)

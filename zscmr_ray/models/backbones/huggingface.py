@@ -102,7 +102,7 @@ class HuggingFaceText(TextBackbone):
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.num_positions = _num_positions(model, tokenizer)
+        self.num_positions = num_positions(model, tokenizer)
         self.full_width = self.model.config.model_type in FULL_WIDTH_MODELS
         least = tokenizer.num_special_tokens_to_add() + 1
         if not least <= max_tokens <= self.num_positions:
@@ -145,26 +145,26 @@ def load_huggingface_image(source: str) -> HuggingFaceImage:
     Raises ConfigError for a missing folder, file or model and for an architecture without regions, DataError for a
     checkpoint that lacks weights.
     """
-    with _loading(source, "image") as place:
+    with loading(source, "image backbone") as place:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
         config = AutoConfig.from_pretrained(source, **place)
         names = config.architectures or []
         classifies = any(name.endswith("ForImageClassification") for name in names)
         if classifies:
-            model = _weights(AutoModelForImageClassification, source, place)
+            model = load_weights(AutoModelForImageClassification, source, place)
         else:
-            model = _tower(_weights(AutoModel, source, place), "vision_model")
+            model = _tower(load_weights(AutoModel, source, place), "vision_model")
         processor = AutoImageProcessor.from_pretrained(source, **place)
         return HuggingFaceImage(source, model, processor_spec(processor, name=source))
 
 
 def load_huggingface_text(source: str, *, max_tokens: int = 64) -> HuggingFaceText:
     """Load a text model and its tokenizer, on the CPU; errors as for `load_huggingface_image`."""
-    with _loading(source, "text") as place:
+    with loading(source, "text backbone") as place:
         from transformers import AutoModel, AutoTokenizer
 
-        model = _tower(_weights(AutoModel, source, place), "text_model")
+        model = _tower(load_weights(AutoModel, source, place), "text_model")
         if model.config.is_encoder_decoder:
             raise ConfigError(f"{source} is an encoder-decoder", expected="a text encoder, such as BERT")
         tokenizer = AutoTokenizer.from_pretrained(source, **place)
@@ -207,7 +207,8 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _num_positions(model: Any, tokenizer: Any) -> int:
+def num_positions(model: Any, tokenizer: Any) -> int:
+    """Return how many tokens a text model takes, its tokenizer's marks included."""
     # RoBERTa and kin start counting positions after the padding index, so that many rows are never used.
     offset = 2 if "roberta" in model.config.model_type else 0
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -220,7 +221,7 @@ def _tower(model: Any, name: str) -> Any:
     return getattr(model, name) if two_sided and hasattr(model, name) else model
 
 
-def _weights(auto_class: Any, source: str, place: dict[str, Any]) -> Any:
+def load_weights(auto_class: Any, source: str, place: dict[str, Any]) -> Any:
     """Load a model, refusing one that transformers would complete with random weights."""
     model, report = auto_class.from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **place
@@ -233,13 +234,13 @@ def _weights(auto_class: Any, source: str, place: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _loading(source: str, side: str) -> Iterator[dict[str, Any]]:
+def loading(source: str, what: str) -> Iterator[dict[str, Any]]:
     """Keep transformers quiet and say its errors in our words; gives the arguments that say where it may look."""
     from transformers.utils import logging
 
     local = Path(source).is_dir()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
-        raise ConfigError(f"no such folder for hf: {side} backbone", got=source)
+        raise ConfigError(f"no such folder for hf: {what}", got=source)
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -251,7 +252,7 @@ def _loading(source: str, side: str) -> Iterator[dict[str, Any]]:
     # anything from OSError to AttributeError; all of it means: this model cannot be used here.
     except Exception as error:
         raise ConfigError(
-            f"cannot load the {side} backbone hf:{source}",
+            f"cannot load the {what} hf:{source}",
             got=f"{type(error).__name__}: {error}",
             expected="a folder or model id with config.json, model.safetensors and processor or tokenizer files",
         ) from error

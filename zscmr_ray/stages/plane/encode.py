@@ -7,8 +7,10 @@ Exceptions are handled as in `decode.py`; if single rows are the cause, they are
 from __future__ import annotations
 
 import json
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 import pyarrow as pa
 
 from zscmr_ray import errors
@@ -27,6 +29,9 @@ from zscmr_ray.stages.plane.chunks import (
 from zscmr_ray.stages.plane.decode import failure_of
 from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt, write_chunk
 from zscmr_ray.storage import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REJECTED = "rejected"
 NOT_BUILT = "not_built"
@@ -127,6 +132,16 @@ def set_torch_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def shared_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """An array of a chunk as a tensor over the same memory, which Ray shares and nobody may write to."""
+    import torch
+
+    with warnings.catch_warnings():
+        # Said once of any read-only array. Models read their input and never write it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def error_to_json(error: ZscmrError) -> str:

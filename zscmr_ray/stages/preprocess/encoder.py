@@ -22,7 +22,8 @@ from zscmr_ray.config import PreprocessSection
 from zscmr_ray.models.backbones import ImageBackbone, TextBackbone, load_image_backbone, load_text_backbone
 from zscmr_ray.schema import RejectCode, pairs_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
-from zscmr_ray.stages.shards.pixels import pixels_tensor
+from zscmr_ray.stages.plane.encode import shared_tensor
+from zscmr_ray.stages.shards.pixels import pixels_array
 
 # Captions of one pass through the text backbone: 64 tokens x 384 channels in fp32 are 25 MB.
 _CAPTION_ROWS = 256
@@ -146,7 +147,7 @@ class PairEncoder:
     def _images(
         self, image: ImageBackbone, table: pa.Table
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-        pixels_BHW3 = pixels_tensor(table, size_px=image.spec.size_px)
+        pixels_BHW3 = shared_tensor(pixels_array(table, size_px=image.spec.size_px))
         features = image(pixels_BHW3, region_grid=self.grid)
         logits_BC = features.logits_BC if self.has_teacher else None
         return _half(features.regions_BRD), None if logits_BC is None else _half(logits_BC)

@@ -1,19 +1,13 @@
-"""Decoded images as one Arrow column, and back as a tensor, without a copy on the way. Not decoding: data/decode.py.
+"""Decoded images as one Arrow column and back, without a copy on the way. Not decoding: data/decode.py.
 
 A 224-pixel image has 150 KB: one needless copy of it costs 1-2% of what decoding it cost.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PIXELS = "pixels"
 
@@ -33,14 +27,3 @@ def pixels_array(table: pa.Table, *, size_px: int) -> npt.NDArray[np.uint8]:
     data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
     start = column.offset * width
     return data[start : start + len(column) * width].reshape(-1, size_px, size_px, 3)
-
-
-def pixels_tensor(table: pa.Table, *, size_px: int) -> Tensor:
-    """The same as a tensor that nobody may write to."""
-    # Decode workers import this module too and must not pay for torch.
-    import torch
-
-    with warnings.catch_warnings():
-        # Said once of any read-only array. Backbones read pixels and never write them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(pixels_array(table, size_px=size_px))
