@@ -1,20 +1,19 @@
-"""The law of stage directories: one owner, one configuration, and a manifest written last (DESIGN 2).
+"""What a stage directory says of itself: `manifest.json`, written last, is what makes it complete (DESIGN 2).
 
-`_stage.json` is written first and says whose the directory is; `manifest.json` is written last and says that it is
-complete. Readers trust the manifest, never the listing. Hashes here are sha256 over canonical JSON (sorted keys, no
-spaces), so that the same facts give the same hash on every machine.
+Readers trust the manifest, never the listing. Hashes here are sha256 over canonical JSON (sorted keys, no spaces), so
+that the same facts give the same hash on every machine. How a driver opens a directory to write: `claim.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from zscmr_ray.errors import DataError, RefusedError
+from zscmr_ray.errors import DataError
 from zscmr_ray.schema import SCHEMA_VERSION
 from zscmr_ray.storage import FileInfo, Store
 
@@ -31,6 +30,21 @@ class PartRecord(BaseModel):
     rows: int = 0
     size_bytes: int
     sha256: str
+
+
+class ShardRecord(BaseModel):
+    """One unit of input that a complete stage has done: its part, what it was made of, and where its rows went.
+
+    `fingerprint` changes when the shard does; `rejected` counts by code.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    part: str
+    fingerprint: str
+    counts: dict[str, int]
+    rejected: dict[str, int] = Field(default_factory=dict)
 
 
 class StageKey(BaseModel):
@@ -58,6 +72,7 @@ class Manifest(BaseModel):
     config_hash: str
     counts: dict[str, int] = Field(default_factory=dict)
     parts: list[PartRecord] = Field(default_factory=list)
+    shards: list[ShardRecord] = Field(default_factory=list)
     info: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -79,32 +94,6 @@ def hash_json(value: object) -> str:
 def input_fingerprint(files: Iterable[FileInfo]) -> str:
     """Fingerprint of raw input: sorted (relative key, size, ETag or mtime)."""
     return hash_json([[info.key, info.size_bytes, info.version] for info in sorted(files)])
-
-
-def open_stage(store: Store, key: StageKey, *, overwrite: bool = False) -> Manifest | None:
-    """Claim a stage directory: its manifest when the same work is already complete, else None and it is ours to fill.
-
-    Raises RefusedError, listing what differs, when the directory was begun with another configuration or input;
-    `overwrite=True` clears it instead.
-    """
-    begun = _read_key(store)
-    if begun is not None and begun != key:
-        if not overwrite:
-            raise RefusedError(
-                f"{store.uri} holds the output of another run of {begun.stage}",
-                got="; ".join(_differences(begun, key)),
-                expected="the same settings and input as the run that began it",
-                remedy="--overwrite to replace it, or another --run directory",
-            )
-        store.delete_tree()
-        begun = None
-    complete = read_manifest(store) if begun is not None else None
-    if complete is not None and not overwrite:
-        return complete
-    if complete is not None:
-        store.delete_tree()
-    store.write_json(STAGE_MARK, key.model_dump())
-    return None
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
@@ -140,33 +129,3 @@ def require_manifest(store: Store, stage: str) -> Manifest:
 def part_record(store: Store, name: str, *, rows: int = 0) -> PartRecord:
     """Describe one written file by reading it back."""
     return PartRecord(name=name, rows=rows, size_bytes=store.info(name).size_bytes, sha256=store.sha256(name))
-
-
-def _read_key(store: Store) -> StageKey | None:
-    if not store.exists(STAGE_MARK):
-        return None
-    return StageKey.model_validate(store.read_json(STAGE_MARK))
-
-
-def _differences(old: StageKey, new: StageKey) -> list[str]:
-    found = [f"{name}: {a} -> {b}" for name, a, b in _flat_changes(old.config, new.config)]
-    if old.stage != new.stage:
-        found.insert(0, f"stage: {old.stage} -> {new.stage}")
-    if old.zscmr_schema != new.zscmr_schema:
-        found.append(f"zscmr_schema: {old.zscmr_schema} -> {new.zscmr_schema}")
-    if old.input_fingerprint != new.input_fingerprint:
-        found.append(f"input: {old.input_fingerprint[:12]} -> {new.input_fingerprint[:12]}")
-    return found
-
-
-def _flat_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterable[tuple[str, object, object]]:
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if a == b:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _flat_changes(a, b, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", a, b

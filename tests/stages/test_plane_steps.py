@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.stages.numbers import Build, Doubler, Numbers, make_shards
+from zscmr_ray.claim import open_stage
 from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import ConfigError, DataError, MissingPackageError
 from zscmr_ray.manifest import StageKey, read_manifest
@@ -30,6 +31,8 @@ from zscmr_ray.stages.plane.chunks import (
     task_row,
 )
 from zscmr_ray.stages.plane.commit import (
+    Commit,
+    Commits,
     commit_key,
     commit_part,
     finish_stage,
@@ -39,7 +42,7 @@ from zscmr_ray.stages.plane.commit import (
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, encode_or_isolate, error_from_json
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
-from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, write_chunk
+from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, staging_store, write_chunk
 from zscmr_ray.storage import Store
 
 ROWS = pa.table({"id": ["a", "b", "c"], "source_offset": [0, 1, 2]})
@@ -49,10 +52,15 @@ def run_steps(
     store: Store, shard: Shard, *, source: Numbers | None = None, build: Build | None = None
 ) -> list[ChunkResult]:
     """Decode and encode one shard in this process."""
-    decode = DecodeShards(source or Numbers(), store, max_failures=3)
-    encode = EncodeChunks(build or Build(), store, max_failures=3, threads=1)
+    staging = staging_store(store, 0)
+    decode = DecodeShards(source or Numbers(), staging, max_failures=3)
+    encode = EncodeChunks(build or Build(), staging, max_failures=3, threads=1)
     rows = decode(pa.Table.from_pylist([task_row([shard])]))
     return [result_of(encode(row)["result"][0].as_py()) for row in rows]
+
+
+def commit(store: Store, shard: Shard, results: list[ChunkResult]) -> Commit:
+    return commit_part(Commits(store, staging_store(store, 0)), shard, results)
 
 
 def test_rows_of_the_dataset_round_trip() -> None:
@@ -100,7 +108,7 @@ def test_decode_turns_every_exception_into_a_failed_row(tmp_path: Path) -> None:
 
 def test_the_attempt_after_max_failures_is_not_made(tmp_path: Path) -> None:
     store, shard = Store(tmp_path), make_shards(9)[0]
-    assert [note_attempt(store, shard.part, what="decode") for _ in range(3)] == [0, 1, 2]
+    assert [note_attempt(staging_store(store, 0), shard.part, what="decode") for _ in range(3)] == [0, 1, 2]
     (result,) = run_steps(store, shard)
     assert result.failure == Failure("crashed", "its worker crashed 3 times while reading it")
 
@@ -138,17 +146,17 @@ def test_commit_refuses_missing_chunks_and_lost_rows(tmp_path: Path) -> None:
     results = run_steps(store, shard)
     for some in ([], results[:-1], results[1:]):
         with pytest.raises(DataError, match="missing chunks"):
-            commit_part(store, shard, some, item_output="")
+            commit(store, shard, some)
     lossy = run_steps(store, shard, source=Numbers(lossy="s0.tar"))
     with pytest.raises(DataError, match=r"rows were lost or added in s0\.tar; got: 9 rows in"):
-        commit_part(store, shard, lossy, item_output="")
+        commit(store, shard, lossy)
     assert valid_commits(store, [shard]) == {}
 
 
 def test_commit_in_any_order_of_arrival_and_again_is_the_same(tmp_path: Path) -> None:
     store, shard = Store(tmp_path), make_shards(9)[0]
     results = run_steps(store, shard)
-    commits = [commit_part(store, shard, some, item_output="") for some in (results, results[::-1])]
+    commits = [commit(store, shard, some) for some in (results, results[::-1])]
     assert commits[0] == commits[1]
     assert valid_commits(store, [shard]) == {shard.part: commits[0]}
     assert commits[0].counts == {"in": 9, "out": 7, "rejected": 1, "filtered": 1}
@@ -157,7 +165,7 @@ def test_commit_in_any_order_of_arrival_and_again_is_the_same(tmp_path: Path) ->
 @pytest.mark.parametrize("damage", ["note", "part", "shorter"])
 def test_a_damaged_commit_is_no_commit(tmp_path: Path, damage: str) -> None:
     store, shard = Store(tmp_path), make_shards(9)[0]
-    commit_part(store, shard, run_steps(store, shard), item_output="")
+    commit(store, shard, run_steps(store, shard))
     if damage == "note":
         store.write_bytes(commit_key(shard.part), b"{")
     elif damage == "part":
@@ -180,15 +188,17 @@ def test_a_part_does_not_depend_on_where_chunks_were_cut(tmp_path: Path) -> None
 
 def test_a_finished_stage_holds_output_and_its_manifest_only(tmp_path: Path) -> None:
     store, shards = Store(tmp_path), make_shards(9, 4)
-    commits = [commit_part(store, shard, run_steps(store, shard), item_output="") for shard in shards]
-    manifest = finish_stage(
-        store, StageKey(stage="t", config={}, input_fingerprint="f"), commits, info={"k": 1}
-    )
+    key = StageKey(stage="t", config={}, input_fingerprint="f")
+    with open_stage(store, key) as claim:
+        commits = [commit(store, shard, run_steps(store, shard)) for shard in shards]
+        manifest = finish_stage(claim, commits, info={"k": 1})
     assert manifest.counts == {
         "in": 13, "out": 11, "rejected": 1, "filtered": 1, "rejected_empty_image": 1, "shards": 2,
     }  # fmt: skip
     assert read_manifest(store) == manifest
-    assert {info.key for info in store.list()} == {part.name for part in manifest.parts} | {"manifest.json"}
+    notes = {"manifest.json", "_stage.json", "_lease/00000001.json"}
+    assert {info.key for info in store.list()} == {part.name for part in manifest.parts} | notes
+    assert [(record.key, record.counts["in"]) for record in manifest.shards] == [("s1.tar", 4), ("s0.tar", 9)]
     assert json.dumps(manifest.info) == '{"k": 1}'
 
 

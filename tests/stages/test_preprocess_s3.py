@@ -38,4 +38,8 @@ def test_s3_in_and_out_gives_the_bytes_of_a_local_run(bucket: str, tmp_path: Pat
     parts = [{key: value for key, value in digests(store).items() if "part-" in key} for store in stores]
     assert parts[0] == parts[1] and len(parts[0]) == 3
     assert run_preprocess(there).skipped
-    assert {info.key for info in stores[1].list()} == parts[1].keys() | {"manifest.json", "_stage.json"}
+    assert {info.key for info in stores[1].list()} == parts[1].keys() | {
+        "manifest.json",
+        "_stage.json",
+        "_lease/00000001.json",
+    }

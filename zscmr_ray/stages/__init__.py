@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zscmr_ray.config import Config
+from zscmr_ray.errors import DataError
+from zscmr_ray.manifest import Manifest, require_manifest
 from zscmr_ray.storage import Store
 
 DIRECTORIES = {
@@ -37,3 +39,17 @@ def stage_store(config: Config, stage: str) -> Store:
     if stage == "preprocess" and config.data.pairs_uri:
         return Store(config.data.pairs_uri)
     return Store(config.data.run_uri).child(DIRECTORIES[stage])
+
+
+def require_pairs(store: Store) -> Manifest:
+    """The manifest of finished pairs that have images and captions; DataError for an image-only or text-only corpus."""
+    manifest = require_manifest(store, "preprocess")
+    modality = manifest.info.get("modality", "pairs")
+    if modality != "pairs":
+        raise DataError(
+            "training and evaluation need images and captions",
+            got=f"{store.uri} was preprocessed with data.modality={modality}",
+            expected="data.modality=pairs",
+            remedy="embed this corpus with a finished model: --set embed.model=<run>, or hf:<id> (`zscmr embed`)",
+        )
+    return manifest

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from zscmr_ray.claim import Claim, open_stage
 from zscmr_ray.config import Config
 from zscmr_ray.engine.checkpoint import CheckpointMeta, load_checkpoint
 from zscmr_ray.errors import RefusedError
@@ -17,14 +18,12 @@ from zscmr_ray.manifest import (
     Manifest,
     StageKey,
     hash_json,
-    open_stage,
     part_record,
     require_manifest,
-    write_manifest,
 )
 from zscmr_ray.models.base import LABEL
 from zscmr_ray.retrieval.protocol import DIRECTIONS, ClassGroups, Towers, evaluate_method, variants
-from zscmr_ray.stages import StageResult, stage_store
+from zscmr_ray.stages import StageResult, require_pairs, stage_store
 from zscmr_ray.stages.evaluate_baselines import Baseline, make_baselines
 from zscmr_ray.stages.evaluate_examples import make_examples
 from zscmr_ray.stages.evaluate_facts import class_groups, describe_data, describe_model, notes, selection_note
@@ -37,7 +36,6 @@ from zscmr_ray.stages.evaluate_rows import (
 )
 from zscmr_ray.stages.report import EXAMPLES, REPORT, plain_values, render_report
 from zscmr_ray.stages.report.tables import main_method, text_summary
-from zscmr_ray.storage import Store
 
 COUNTER = "unseen_evaluations.json"
 VARIANT_NAMES = {"regions": "regions", "labels": "label distributions", "both": "both (fused)"}
@@ -52,7 +50,7 @@ def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
     pairs_store, checkpoint_store, store = (
         stage_store(config, stage) for stage in ("preprocess", "train", "evaluate")
     )
-    pairs, trained = require_manifest(pairs_store, "preprocess"), require_manifest(checkpoint_store, "train")
+    pairs, trained = require_pairs(pairs_store), require_manifest(checkpoint_store, "train")
     key = StageKey(
         stage="evaluate",
         config=config.stage_config("evaluate"),
@@ -60,9 +58,15 @@ def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
     )
     # Read before the directory is claimed: --overwrite clears it, but what was looked at stays looked at.
     counter = Counter(store.read_json(COUNTER)) if store.exists(COUNTER) else Counter()
-    complete = open_stage(store, key, overwrite=overwrite)
-    if complete is not None:
-        return StageResult("evaluate", store.uri, skipped=True, counts=complete.counts, info=complete.info)
+    with open_stage(store, key, overwrite=overwrite) as claim:
+        done = claim.complete
+        if done is not None:
+            return StageResult("evaluate", store.uri, skipped=True, counts=done.counts, info=done.info)
+        return _evaluate(config, claim, pairs, counter)
+
+
+def _evaluate(config: Config, claim: Claim, pairs: Manifest, counter: Counter[str]) -> StageResult:
+    pairs_store, checkpoint_store = (stage_store(config, stage) for stage in ("preprocess", "train"))
     model, meta = load_checkpoint(checkpoint_store)
     check_inputs(pairs, meta)
     groups = class_groups(meta)
@@ -70,7 +74,7 @@ def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
     ids, num_without_group = choose_ids(table, groups)
     rows = encode_rows(pairs_store, pairs, model, ids=ids, batch_rows=config.evaluate.batch_rows)
     counter[meta.fingerprint] += 1
-    store.write_json(COUNTER, dict(counter))
+    claim.store.write_json(COUNTER, dict(counter))
     label_weight = meta.label_weight if config.evaluate.label_weight is None else config.evaluate.label_weight
     ours = variants(rows.image_ND, rows.text_MD, model.blocks, label_weight=label_weight)
     teacher = pairs.info["teacher"]
@@ -98,7 +102,7 @@ def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
         crop_fraction=float(pairs.info["image_backbone"]["spec"]["crop_fraction"]),
         read_thumbnails=lambda names: read_thumbnails(pairs_store, pairs, names),
     )
-    return _write(store, key, report, examples)
+    return _write(claim, report, examples)
 
 
 def check_inputs(pairs: Manifest, meta: CheckpointMeta) -> None:
@@ -165,11 +169,12 @@ def make_report(
     return plain_values(report)
 
 
-def _write(store: Store, key: StageKey, report: dict[str, Any], examples: dict[str, Any]) -> StageResult:
+def _write(claim: Claim, report: dict[str, Any], examples: dict[str, Any]) -> StageResult:
     """Write the documents, the page, and the manifest last.
 
     The page is in no checksum: it is rendered again when queries of the service are added to it.
     """
+    store, key = claim.store, claim.key
     store.write_json(REPORT, report)
     store.write_json(EXAMPLES, plain_values(examples))
     page_uri = render_report(store)
@@ -192,5 +197,5 @@ def _write(store: Store, key: StageKey, report: dict[str, Any], examples: dict[s
         parts=[part_record(store, name) for name in (EXAMPLES, REPORT)],
         info=info,
     )
-    write_manifest(store, manifest)
+    claim.finish(manifest)
     return StageResult("evaluate", store.uri, skipped=False, counts=counts, info=info)

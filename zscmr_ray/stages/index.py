@@ -19,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zscmr_ray.claim import open_stage
 from zscmr_ray.config import Config
+from zscmr_ray.config.operator import OWN_CHECKPOINT
 from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.manifest import (
     Manifest,
     PartRecord,
     StageKey,
-    open_stage,
     part_record,
     require_manifest,
-    write_manifest,
 )
 from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.exact import recall_at_k
@@ -79,15 +79,21 @@ def run_index(config: Config, *, overwrite: bool = False) -> StageResult:
     key = StageKey(
         stage="index", config=config.stage_config("index"), input_fingerprint=embeddings.fingerprint
     )
-    done = open_stage(target, key, overwrite=overwrite)
-    if done is not None:
-        return _result(target, done, skipped=True)
+    with open_stage(target, key, overwrite=overwrite) as claim:
+        if claim.complete is not None:
+            return _result(target, claim.complete, skipped=True)
+        manifest = _build(config, source, target, embeddings, key)
+        claim.finish(manifest)
+    return _result(target, manifest, skipped=False)
+
+
+def _build(config: Config, source: Store, target: Store, embeddings: Manifest, key: StageKey) -> Manifest:
     parts = {side: [part for part in embeddings.parts if _side(part) == side and part.rows] for side in SIDES}
     facts = _one_model(source, [part for side in SIDES for part in parts[side]])
     with tempfile.TemporaryDirectory(prefix="zscmr-index-") as scratch:
         counts = _write_sides(source, target, parts, facts=facts, scratch=Path(scratch))
         recall = _measure_recall(Path(scratch), [side for side in SIDES if parts[side]], facts)
-    manifest = Manifest(
+    return Manifest(
         key=key,
         config_hash=key.config_hash,
         counts=counts,
@@ -104,10 +110,10 @@ def run_index(config: Config, *, overwrite: bool = False) -> StageResult:
             "blocks": [{"name": b.name, "start": b.start, "stop": b.stop} for b in facts.blocks],
             "recall_at_10": recall,
             "recall_queries": RECALL_QUERIES,
+            # Which model the service loads for queries; older embeddings are the run's checkpoint's.
+            "model": embeddings.info.get("model", OWN_CHECKPOINT),
         },
     )
-    write_manifest(target, manifest)
-    return _result(target, manifest, skipped=False)
 
 
 def _result(target: Store, manifest: Manifest, *, skipped: bool) -> StageResult:

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from zscmr_ray.claim import Claim, open_stage
 from zscmr_ray.config import Config
 from zscmr_ray.data.order import steps_per_epoch
 from zscmr_ray.data.splits import ClassSplit, count_classes, make_class_split, training_rows
 from zscmr_ray.errors import ConfigError, DataError, TrainingError, ZscmrError
-from zscmr_ray.manifest import Manifest, StageKey, open_stage, part_record, require_manifest, write_manifest
-from zscmr_ray.stages import StageResult, stage_store
+from zscmr_ray.manifest import Manifest, StageKey, part_record
+from zscmr_ray.stages import StageResult, require_pairs, stage_store
 from zscmr_ray.storage import Store
 
 STAGE = "train"
@@ -40,22 +41,23 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
     ConfigError for a batch that cannot be divided, TrainingError for a loss that is not finite (step and row ids).
     """
     pairs = stage_store(config, "preprocess")
-    manifest = require_manifest(pairs, "preprocess")
+    manifest = require_pairs(pairs)
     parts = tuple(part.name for part in manifest.parts if part.name.startswith("part-"))
     split, counts = plan_training(config, pairs, parts)
     key = StageKey(stage=STAGE, config=config.stage_config(*SECTIONS), input_fingerprint=manifest.fingerprint)
     store = stage_store(config, STAGE)
-    complete = open_stage(store, key, overwrite=overwrite)
-    if complete is not None:
-        _delete_resume_states(store)
-        return StageResult(STAGE, store.uri, skipped=True, counts=complete.counts, info=complete.info)
-    keep_split(pairs, split)
-    print(f"train: {', '.join(f'{value} {name}' for name, value in counts.items())}", file=sys.stderr)
-    # Here and not above: Ray and torch cost seconds, and a finished stage returns without them.
-    from zscmr_ray.stages.train_loop import TrainJob
+    with open_stage(store, key, overwrite=overwrite) as claim:
+        done = claim.complete
+        if done is not None:
+            _delete_resume_states(store)
+            return StageResult(STAGE, store.uri, skipped=True, counts=done.counts, info=done.info)
+        keep_split(pairs, split)
+        print(f"train: {', '.join(f'{value} {name}' for name, value in counts.items())}", file=sys.stderr)
+        # Here and not above: Ray and torch cost seconds, and a finished stage returns without them.
+        from zscmr_ray.stages.train_loop import TrainJob
 
-    found = fit(TrainJob(config, split, pairs, parts, manifest.info, store))
-    done = _finish(store, key, found, counts)
+        found = fit(TrainJob(config, split, pairs, parts, manifest.info, store))
+        done = _finish(claim, found, counts)
     return StageResult(STAGE, store.uri, skipped=False, counts=done.counts, info=done.info)
 
 
@@ -167,9 +169,10 @@ def cause_of(error: Exception) -> ZscmrError:
     )
 
 
-def _finish(store: Store, key: StageKey, found: dict[str, Any], counts: dict[str, int]) -> Manifest:
+def _finish(claim: Claim, found: dict[str, Any], counts: dict[str, int]) -> Manifest:
     from zscmr_ray.engine.checkpoint import FILES
 
+    store, key = claim.store, claim.key
     selection = {name: value for name, value in found["selection"].items() if name != "table"}
     manifest = Manifest(
         key=key,
@@ -178,7 +181,7 @@ def _finish(store: Store, key: StageKey, found: dict[str, Any], counts: dict[str
         parts=[part_record(store, name) for name in sorted(FILES)],
         info={"fingerprint": found["fingerprint"], "selection": selection},
     )
-    write_manifest(store, manifest)
+    claim.finish(manifest)
     _delete_resume_states(store)
     return manifest
 

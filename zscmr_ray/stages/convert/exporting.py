@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zscmr_ray.claim import open_stage
 from zscmr_ray.errors import DataError
-from zscmr_ray.manifest import Manifest, PartRecord, StageKey, open_stage, part_record, require_manifest
+from zscmr_ray.manifest import Manifest, PartRecord, StageKey, part_record, require_manifest
 from zscmr_ray.progress import Progress
 from zscmr_ray.schema import PARQUET_OPTIONS, ROW_GROUP_ROWS, file_metadata, provenance_of
 from zscmr_ray.stages import StageResult
@@ -27,6 +28,7 @@ from zscmr_ray.stages.plane.commit import (
     clear_bookkeeping,
     commit_key,
     finish_stage,
+    shard_fingerprint,
     valid_commits,
 )
 from zscmr_ray.stages.verified_parts import verified_part
@@ -72,30 +74,30 @@ def export_clip_retrieval(source: Store, target: Store, *, overwrite: bool = Fal
     embeddings = require_manifest(source, "embed")
     model = _model(source, embeddings)
     key = StageKey(stage=STAGE, config={"to": "clip-retrieval"}, input_fingerprint=embeddings.fingerprint)
-    done = open_stage(target, key, overwrite=overwrite)
-    if done is not None:
-        clear_bookkeeping(target)
-        return _result(target, done, skipped=True)
-    parts = _parts(embeddings)
-    sides = [side for side in SIDES if any(side in part.records for part in parts)]
-    shards = [Shard(part.name, part.name, _size(part)) for part in parts]
-    commits = valid_commits(target, shards)
-    total = sum(record.rows for part in parts for record in part.records.values())
-    with Progress(STAGE, total=total, unit="rows") as progress:
-        for part in parts:
-            if part.name not in commits:
-                writer = _PartWriter(source, target, part, sides, model=model, num_files=len(parts))
-                commits[part.name] = writer.write()
-            progress.advance(sum(record.rows for record in part.records.values()))
-    info = {
-        "layout": "clip-retrieval",
-        "model": model,
-        "sides": sides,
-        "parts": [part.name for part in parts],
-        "left_out": list(LEFT_OUT),
-    }
-    manifest = finish_stage(target, key, commits.values(), info=info)
-    return _result(target, manifest, skipped=False)
+    with open_stage(target, key, overwrite=overwrite) as claim:
+        if claim.complete is not None:
+            clear_bookkeeping(target)
+            return _result(target, claim.complete, skipped=True)
+        parts = _parts(embeddings)
+        sides = [side for side in SIDES if any(side in part.records for part in parts)]
+        shards = [_shard(part) for part in parts]
+        commits = valid_commits(target, shards)
+        total = sum(record.rows for part in parts for record in part.records.values())
+        with Progress(STAGE, total=total, unit="rows") as progress:
+            for part in parts:
+                if part.name not in commits:
+                    writer = _PartWriter(source, target, part, sides, model=model, num_files=len(parts))
+                    commits[part.name] = writer.write()
+                progress.advance(sum(record.rows for record in part.records.values()))
+        info = {
+            "layout": "clip-retrieval",
+            "model": model,
+            "sides": sides,
+            "parts": [part.name for part in parts],
+            "left_out": list(LEFT_OUT),
+        }
+        manifest = finish_stage(claim, commits.values(), info=info)
+        return _result(target, manifest, skipped=False)
 
 
 class _PartWriter:
@@ -142,7 +144,12 @@ class _PartWriter:
         }
         files = [part_record(self._target, key, rows=num_rows) for key in sorted(self._keys.values())]
         commit = Commit(
-            part=self._part.name, shard_key=self._part.name, counts=counts, rejected={}, files=files
+            part=self._part.name,
+            shard_key=self._part.name,
+            fingerprint=shard_fingerprint(_shard(self._part)),
+            counts=counts,
+            rejected={},
+            files=files,
         )
         self._target.write_json(commit_key(commit.part), commit.model_dump())
         return commit
@@ -242,6 +249,10 @@ def _model(source: Store, embeddings: Manifest) -> dict[str, Any]:
 
 def _strings(part: pq.ParquetFile | None, column: str) -> list[str]:
     return [] if part is None else list(part.read([column])[column].to_pylist())
+
+
+def _shard(part: _Part) -> Shard:
+    return Shard(part.name, part.name, _size(part))
 
 
 def _size(part: _Part) -> int:

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zscmr_ray.claim import open_stage
 from zscmr_ray.errors import ConfigError, DataError
-from zscmr_ray.manifest import Manifest, StageKey, open_stage
+from zscmr_ray.manifest import Manifest, StageKey
 from zscmr_ray.progress import Progress
 from zscmr_ray.schema import (
     ROW_GROUP_ROWS,
@@ -43,6 +44,7 @@ from zscmr_ray.stages.plane.commit import (
     clear_bookkeeping,
     commit_key,
     finish_stage,
+    shard_fingerprint,
     valid_commits,
     write_part,
 )
@@ -76,24 +78,26 @@ def import_clip_retrieval(
         "id_column": shape.id_column,
     }
     key = StageKey(stage=STAGE, config=config, input_fingerprint=facts.contents)
-    done = open_stage(target, key, overwrite=overwrite)
-    if done is not None:
-        clear_bookkeeping(target)
-        return _result(target, done, skipped=True)
-    shards = _shards(files, facts)
-    commits = valid_commits(target, shards)
-    with Progress(STAGE, total=None, unit="rows") as progress:
-        for numbered, shard in zip(files, shards, strict=True):
-            if shard.part not in commits:
-                commits[shard.part] = _PartReader(source, target, numbered, shard, shape, facts, key).write()
-            progress.advance(commits[shard.part].counts["in"])
-    info = facts.model | {
-        "layout": "clip-retrieval",
-        "id_column": shape.id_column,
-        "left_out": shape.unused_columns,
-        "source_contents": facts.contents,
-    }
-    return _result(target, finish_stage(target, key, commits.values(), info=info), skipped=False)
+    with open_stage(target, key, overwrite=overwrite) as claim:
+        if claim.complete is not None:
+            clear_bookkeeping(target)
+            return _result(target, claim.complete, skipped=True)
+        shards = _shards(files, facts)
+        commits = valid_commits(target, shards)
+        with Progress(STAGE, total=None, unit="rows") as progress:
+            for numbered, shard in zip(files, shards, strict=True):
+                if shard.part not in commits:
+                    commits[shard.part] = _PartReader(
+                        source, target, numbered, shard, shape, facts, key
+                    ).write()
+                progress.advance(commits[shard.part].counts["in"])
+        info = facts.model | {
+            "layout": "clip-retrieval",
+            "id_column": shape.id_column,
+            "left_out": shape.unused_columns,
+            "source_contents": facts.contents,
+        }
+        return _result(target, finish_stage(claim, commits.values(), info=info), skipped=False)
 
 
 class _Shape:
@@ -198,6 +202,7 @@ class _PartReader:
         commit = Commit(
             part=part,
             shard_key=self._shard.key,
+            fingerprint=shard_fingerprint(self._shard),
             counts=counts,
             rejected=dict(sorted(Counter(str(row.code) for row in rejects).items())),
             files=sorted(files, key=lambda record: record.name),

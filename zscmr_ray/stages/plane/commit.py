@@ -1,22 +1,28 @@
 """How a shard becomes a part: join its staged chunks, check that no row was lost, write the files, note the commit.
 
 Order is the law here: rejected part, data parts, then `_commits/<part>.json` LAST. A part without a valid commit
-does not exist, whatever the listing says. Bytes depend on the chunks and the pinned writer only.
+does not exist, whatever the listing says. Bytes depend on the chunks and the pinned writer only. A driver that lost its
+lease commits nothing: the lease is looked at when a file is whole, just before it becomes visible.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from zscmr_ray.claim import Claim
 from zscmr_ray.errors import DataError
-from zscmr_ray.manifest import Manifest, PartRecord, StageKey, part_record, write_manifest
+from zscmr_ray.lease import Fence
+from zscmr_ray.manifest import Manifest, PartRecord, ShardRecord, StageKey, hash_json, part_record
 from zscmr_ray.schema import PARQUET_OPTIONS, ROW_GROUP_ROWS
 from zscmr_ray.stages.plane.chunks import ChunkResult, Shard
 from zscmr_ray.stages.plane.encode import REJECTED
@@ -24,52 +30,100 @@ from zscmr_ray.stages.plane.staging import STAGING, read_chunk
 from zscmr_ray.storage import Store
 
 COMMITS = "_commits"
+_READS_AT_ONCE = 16
 
 
 class Commit(BaseModel):
-    """One shard that is done: its counts and its files, as noted in `_commits/`."""
+    """One shard that is done, as noted in `_commits/`: what it was, where its rows went, its files.
+
+    It counts for this very shard (`fingerprint`) and configuration only; `epoch` is the lease it was made under.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: str
     shard_key: str
+    fingerprint: str
+    config_hash: str = ""
+    epoch: int = 0
     counts: dict[str, int]
     rejected: dict[str, int]
     files: list[PartRecord]
 
+    @property
+    def record(self) -> ShardRecord:
+        """The shard as the manifest lists it."""
+        return ShardRecord(
+            key=self.shard_key,
+            part=self.part,
+            fingerprint=self.fingerprint,
+            counts=self.counts,
+            rejected=self.rejected,
+        )
 
-def commit_part(store: Store, shard: Shard, results: Sequence[ChunkResult], *, item_output: str) -> Commit:
+
+@dataclass(frozen=True)
+class Commits:
+    """Where a run commits, and by what right; travels to the tasks that commit.
+
+    `staging` holds the chunks, `item_output` names the output that items are counted by, one a row or told apart by
+    `item_id`; "" is the directory itself. Without a `fence` nobody else can be at work there (tests, benchmarks).
+    """
+
+    store: Store
+    staging: Store
+    item_output: str = ""
+    config_hash: str = ""
+    fence: Fence | None = None
+
+    def check(self) -> None:
+        """Raise RefusedError when another driver has taken the directory over."""
+        if self.fence is not None:
+            self.fence.check()
+
+
+def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Commit:
     """Write a shard's files from its staged chunks and note the commit; safe to repeat.
 
-    `item_output` names the output with one row per item ("" is the stage directory itself). Raises DataError, and
-    commits nothing, when chunks are missing or rows were lost.
+    Raises DataError, and commits nothing, when chunks are missing or rows were lost; RefusedError when the directory
+    has another driver by now.
     """
+    store = to.store
     ordered = sorted(results, key=lambda result: result.index)
     _check_complete(shard, ordered)
-    rows, rejects = _check_chunks(store, ordered)
+    rows, num_items, rejects = _check_chunks(to, ordered)
     counts = {
         "in": sum(result.num_in for result in ordered),
-        "out": rows[item_output],
+        "out": num_items,
         "rejected": rejects.num_rows,
         "filtered": sum(result.num_filtered for result in ordered),
     } | {name: count for name, count in sorted(rows.items()) if name}
     _check_conservation(shard, counts)
     files = []
     if rejects.num_rows:
-        files.append(write_part(store, f"{REJECTED}/{shard.part}", [rejects]))
+        files.append(write_part(store, f"{REJECTED}/{shard.part}", [rejects], check=to.check))
     for name in sorted(rows):
         key = f"{name}/{shard.part}" if name else shard.part
-        files.append(write_part(store, key, _tables(store, ordered, name)))
+        files.append(write_part(store, key, _tables(to.staging, ordered, name), check=to.check))
     codes = Counter(rejects["code"].to_pylist())
     commit = Commit(
         part=shard.part,
         shard_key=shard.key,
+        fingerprint=shard_fingerprint(shard),
+        config_hash=to.config_hash,
+        epoch=to.fence.epoch if to.fence is not None else 0,
         counts=counts,
         rejected=dict(sorted(codes.items())),
         files=sorted(files, key=lambda record: record.name),
     )
+    to.check()
     store.write_json(commit_key(shard.part), commit.model_dump())
     return commit
+
+
+def shard_fingerprint(shard: Shard) -> str:
+    """What a shard is, apart from its name: its size, rows and detail (versions of its files, rows kept of it)."""
+    return hash_json([shard.size_bytes, shard.num_rows, shard.detail])
 
 
 def commit_key(part: str) -> str:
@@ -77,36 +131,54 @@ def commit_key(part: str) -> str:
     return f"{COMMITS}/{PurePosixPath(part).stem}.json"
 
 
-def valid_commits(store: Store, shards: Iterable[Shard]) -> dict[str, Commit]:
-    """The commits of these shards whose files are all there with their noted sizes, by part."""
+def valid_commits(store: Store, shards: Iterable[Shard], *, config_hash: str = "") -> dict[str, Commit]:
+    """The commits of these very shards, by this configuration, whose files are there with their noted sizes; by part."""
     sizes = {info.key: info.size_bytes for info in store.list()}
-    found = {}
-    for shard in shards:
-        if commit_key(shard.part) not in sizes:
-            continue
-        commit = _read_commit(store, shard.part)
-        if commit is not None and all(sizes.get(file.name) == file.size_bytes for file in commit.files):
-            found[shard.part] = commit
-    return found
+    noted = [shard for shard in shards if commit_key(shard.part) in sizes]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        commits = pool.map(lambda shard: _read_commit(store, shard.part), noted)
+    return {
+        shard.part: commit
+        for shard, commit in zip(noted, commits, strict=True)
+        if commit is not None
+        and (commit.shard_key, commit.fingerprint) == (shard.key, shard_fingerprint(shard))
+        and commit.config_hash == config_hash
+        and all(sizes.get(file.name) == file.size_bytes for file in commit.files)
+    }
 
 
-def finish_stage(store: Store, key: StageKey, commits: Iterable[Commit], *, info: dict[str, Any]) -> Manifest:
+def finish_stage(claim: Claim, commits: Iterable[Commit], *, info: dict[str, Any]) -> Manifest:
     """Write the manifest over all commits, then delete the bookkeeping: a finished directory holds output only."""
-    ordered = sorted(commits, key=lambda commit: commit.part)
+    manifest = stage_manifest(claim.key, commits, info=info)
+    claim.finish(manifest)
+    clear_bookkeeping(claim.store)
+    return manifest
+
+
+def stage_manifest(
+    key: StageKey,
+    commits: Iterable[Commit],
+    *,
+    info: dict[str, Any],
+    kept: Iterable[ShardRecord] = (),
+    kept_parts: Iterable[PartRecord] = (),
+) -> Manifest:
+    """The manifest over commits and what an update keeps: the same as if one run had done it all."""
+    commits = list(commits)
+    parts = [*kept_parts, *(file for commit in commits for file in commit.files)]
+    ordered = sorted([*kept, *(commit.record for commit in commits)], key=lambda shard: shard.part)
     totals: Counter[str] = Counter()
-    for commit in ordered:
-        totals.update(commit.counts)
-        totals.update({f"rejected_{code}": count for code, count in commit.rejected.items()})
-    manifest = Manifest(
+    for shard in ordered:
+        totals.update(shard.counts)
+        totals.update({f"rejected_{code}": count for code, count in shard.rejected.items()})
+    return Manifest(
         key=key,
         config_hash=key.config_hash,
         counts={name: totals[name] for name in sorted(totals)} | {"shards": len(ordered)},
-        parts=sorted((file for commit in ordered for file in commit.files), key=lambda record: record.name),
+        parts=sorted(parts, key=lambda record: record.name),
+        shards=ordered,
         info=info,
     )
-    write_manifest(store, manifest)
-    clear_bookkeeping(store)
-    return manifest
 
 
 def clear_bookkeeping(store: Store) -> None:
@@ -115,15 +187,23 @@ def clear_bookkeeping(store: Store) -> None:
     store.delete_tree(COMMITS)
 
 
-def write_part(store: Store, key: str, tables: Iterable[pa.Table]) -> PartRecord:
-    """Write tables of one schema as a parquet file of full row groups; bytes do not depend on where they were cut."""
+def write_part(
+    store: Store, key: str, tables: Iterable[pa.Table], *, check: Callable[[], None] | None = None
+) -> PartRecord:
+    """Write tables of one schema as a parquet file of full row groups; bytes do not depend on where they were cut.
+
+    `check` is called when the file is whole and not yet visible; what it raises leaves no file.
+    """
     rows = 0
     iterator = iter(tables)
     first = next(iterator)
-    with store.open_write(key) as file, pq.ParquetWriter(file, first.schema, **PARQUET_OPTIONS) as writer:
-        for group in _row_groups(first, iterator):
-            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-            rows += group.num_rows
+    with store.open_write(key) as file:
+        with pq.ParquetWriter(file, first.schema, **PARQUET_OPTIONS) as writer:
+            for group in _row_groups(first, iterator):
+                writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+                rows += group.num_rows
+        if check is not None:
+            check()
     return part_record(store, key, rows=rows)
 
 
@@ -145,18 +225,25 @@ def _tables(store: Store, ordered: Sequence[ChunkResult], name: str) -> Iterator
         yield read_chunk(store, result.part, index=result.index, sha256=None)[name]
 
 
-def _check_chunks(store: Store, ordered: Sequence[ChunkResult]) -> tuple[Counter[str], pa.Table]:
-    """Read every chunk once, checksums compared: the rows of each output, and the rejected rows of all."""
+def _check_chunks(to: Commits, ordered: Sequence[ChunkResult]) -> tuple[Counter[str], int, pa.Table]:
+    """Read every chunk once, checksums compared: the rows of each output, the items, and the rejected rows of all."""
     rows: Counter[str] = Counter()
-    rejects, metadata = [], None
+    num_items, rejects, metadata = 0, [], None
     for result in ordered:
-        tables = read_chunk(store, result.part, index=result.index, sha256=result.sha256)
+        tables = read_chunk(to.staging, result.part, index=result.index, sha256=result.sha256)
         rejected = tables.pop(REJECTED)
         # Copied out of the chunk, which would otherwise stay in memory with them.
         rejects.append(pa.Table.from_pylist(rejected.to_pylist(), schema=rejected.schema))
         rows.update({name: table.num_rows for name, table in tables.items()})
+        num_items += _num_items(tables[to.item_output])
         metadata = next(iter(tables.values())).schema.metadata
-    return rows, pa.concat_tables(rejects).replace_schema_metadata(metadata)
+    return rows, num_items, pa.concat_tables(rejects).replace_schema_metadata(metadata)
+
+
+def _num_items(table: pa.Table) -> int:
+    """Items of a chunk: a row each, but for a table with one row per caption, whose items are whole in their chunk."""
+    is_per_caption = "item_id" in table.column_names
+    return pc.count_distinct(table["item_id"]).as_py() if is_per_caption else table.num_rows
 
 
 def _check_complete(shard: Shard, ordered: Sequence[ChunkResult]) -> None:

@@ -19,7 +19,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from zscmr_ray.config import PlaneSection
-from zscmr_ray.errors import DataError
+from zscmr_ray.errors import DataError, RefusedError
+from zscmr_ray.lease import Lease
 from zscmr_ray.progress import Progress
 from zscmr_ray.stages.plane.chunks import (
     ChunkResult,
@@ -31,11 +32,12 @@ from zscmr_ray.stages.plane.chunks import (
     result_of,
     task_row,
 )
-from zscmr_ray.stages.plane.commit import Commit, commit_part, valid_commits
+from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part, valid_commits
 from zscmr_ray.stages.plane.decode import DecodeShards, failure_of
 from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, error_from_json
+from zscmr_ray.stages.plane.estimates import Reporter, RowEstimate
 from zscmr_ray.stages.plane.resources import NodeResources, Width, fit_width
-from zscmr_ray.stages.plane.staging import STAGING, shard_prefix
+from zscmr_ray.stages.plane.staging import STAGING, shard_prefix, staging_store
 from zscmr_ray.storage import Store
 
 # Chunks waiting at an actor: one being encoded, the next ones ready beside it. More only fills the object store.
@@ -48,7 +50,10 @@ _NAMED_SHARDS = 20
 
 @dataclass(frozen=True)
 class PlaneJob:
-    """All that one run needs: where, what, how to read and how to encode; `observe` sees every result (benchmarks)."""
+    """All that one run needs: where, what, how to read and how to encode; `observe` sees every result (benchmarks).
+
+    `redo_changed`: a shard's fingerprint is of its contents, so that a retry may do changed ones again unasked.
+    """
 
     stage: str
     store: Store
@@ -59,18 +64,28 @@ class PlaneJob:
     item_output: str = ""
     max_encoders: int | None = None
     observe: Callable[[ChunkResult], None] | None = None
+    redo_changed: bool = False
 
 
-def run_plane(job: PlaneJob) -> list[Commit]:
+def run_plane(job: PlaneJob, *, lease: Lease | None = None, config_hash: str = "") -> list[Commit]:
     """Do every shard that has no valid commit yet, and return all commits.
 
-    Raises DataError naming the shards that could not be done, after all others were committed.
+    The caller holds the directory's `lease` (none: it knows that nobody else writes there). Raises DataError naming the
+    shards that could not be done, after all others were committed; RefusedError when the lease was lost.
     """
-    commits = valid_commits(job.store, job.shards)
+    commits = valid_commits(job.store, job.shards, config_hash=config_hash)
     if commits:
         print(f"{job.stage}: {len(commits)} of {len(job.shards)} shards were done before", file=sys.stderr)
     # Attempts of an earlier run do not count, and its chunks are encoded again (same bytes).
     job.store.delete_tree(STAGING)
+    to = Commits(
+        job.store,
+        staging_store(job.store, lease.note.epoch if lease is not None else 0),
+        job.item_output,
+        config_hash,
+        lease.fence if lease is not None else None,
+    )
+    reporter = Reporter(lease, job.shards, commits)
     failures: dict[str, Failure] = {}
     pending = [shard for shard in job.shards if shard.part not in commits]
     is_retry = False
@@ -78,7 +93,7 @@ def run_plane(job: PlaneJob) -> list[Commit]:
         # A worker that crashes for good can take chunks of its neighbours in the task with it (Ray does not emit
         # again what the first attempt emitted), so what is missing is done once more, each shard on its own.
         tasks = [[shard] for shard in pending] if is_retry else batch_shards(pending)
-        outcome = _execute(job, tasks)
+        outcome = _execute(job, tasks, to, reporter)
         commits |= outcome.commits
         failures |= outcome.failures
         pending = [shard for shard in pending if shard.part not in commits.keys() | failures.keys()]
@@ -97,13 +112,13 @@ class _Outcome:
     failures: dict[str, Failure] = field(default_factory=dict)
 
 
-def _execute(job: PlaneJob, tasks: list[list[Shard]]) -> _Outcome:
+def _execute(job: PlaneJob, tasks: list[list[Shard]], to: Commits, reporter: Reporter) -> _Outcome:
     shards = {shard.part: shard for task in tasks for shard in task}
-    committer = _Committer(job)
+    committer = _Committer(to)
     arrived: dict[str, dict[int, ChunkResult]] = {}
     estimate = RowEstimate(list(shards.values()))
     with Progress(job.stage, total=estimate.total, unit="rows") as progress:
-        for result in _results(job, tasks):
+        for result in _results(job, tasks, to.staging):
             if job.observe is not None:
                 job.observe(result)
             chunks = arrived.setdefault(result.part, {})
@@ -115,28 +130,11 @@ def _execute(job: PlaneJob, tasks: list[list[Shard]]) -> _Outcome:
                 total = estimate.after(shard, sum(result.num_in for result in whole))
                 progress.expect(max(total, progress.done))
                 committer.submit(shard, whole)
+            reporter.report(progress, num_done=committer.num_done, num_failed=len(committer.outcome.failures))
         progress.expect(progress.done)
-        return committer.finish()
-
-
-class RowEstimate:
-    """How many rows there are: as the input says, else by the rows per byte of the shards that are done."""
-
-    def __init__(self, shards: list[Shard]) -> None:
-        known = [shard.num_rows for shard in shards if shard.num_rows is not None]
-        self.total = sum(known) if len(known) == len(shards) else None
-        self._is_known = self.total is not None
-        self._all_bytes = sum(shard.size_bytes for shard in shards)
-        self._rows = self._bytes = 0
-
-    def after(self, shard: Shard, num_rows: int) -> int:
-        """The total once this shard, of so many rows, is done too."""
-        self._rows += num_rows
-        self._bytes += shard.size_bytes
-        if not self._is_known:
-            self.total = round(self._rows * self._all_bytes / max(self._bytes, 1))
-        assert self.total is not None
-        return self.total
+        outcome = committer.finish()
+        reporter.report(progress, num_done=len(outcome.commits), num_failed=len(outcome.failures))
+        return outcome
 
 
 def _is_whole(chunks: dict[int, ChunkResult]) -> bool:
@@ -151,31 +149,31 @@ class _Committer:
     worker whose start costs 1.5 CPU-seconds, which two cores miss, and one commits 1,000 rows of features a second.
     """
 
-    def __init__(self, job: PlaneJob) -> None:
+    def __init__(self, to: Commits) -> None:
         self._max_running = max(1, int(ray.cluster_resources().get("CPU", 1)) // _CPUS_PER_COMMIT)
         self._task = ray.remote(num_cpus=0, max_retries=3)(_commit)
-        self._job = job
+        self._to = to
         self._running: dict[Any, str] = {}
-        self._outcome = _Outcome()
+        self.outcome = _Outcome()
 
     @property
     def num_done(self) -> int:
-        return len(self._outcome.commits)
+        return len(self.outcome.commits)
 
     def submit(self, shard: Shard, results: list[ChunkResult]) -> None:
         failed = [result for result in results if result.failure is not None]
         if failed:
             assert failed[0].failure is not None
-            self._outcome.failures[shard.part] = failed[0].failure
+            self.outcome.failures[shard.part] = failed[0].failure
             return
-        reference = self._task.remote(self._job.store, shard, results, self._job.item_output)
+        reference = self._task.remote(self._to, shard, results)
         self._running[reference] = shard.part
         self._collect(wait=len(self._running) >= self._max_running)
 
     def finish(self) -> _Outcome:
         while self._running:
             self._collect(wait=True)
-        return self._outcome
+        return self.outcome
 
     def _collect(self, *, wait: bool) -> None:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=None if wait else 0)
@@ -183,33 +181,36 @@ class _Committer:
             part = self._running.pop(reference)
             outcome = ray.get(reference)
             if isinstance(outcome, Failure):
-                self._outcome.failures[part] = outcome
+                self.outcome.failures[part] = outcome
             else:
-                self._outcome.commits[part] = outcome
-                self._job.store.delete_tree(shard_prefix(part))
+                self.outcome.commits[part] = outcome
+                self._to.staging.delete_tree(shard_prefix(part))
 
 
-def _commit(store: Store, shard: Shard, results: list[ChunkResult], item_output: str) -> Commit | Failure:
+def _commit(to: Commits, shard: Shard, results: list[ChunkResult]) -> Commit | Failure:
     try:
-        return commit_part(store, shard, results, item_output=item_output)
+        return commit_part(to, shard, results)
+    except RefusedError:
+        # Not this shard's failure: the whole run has lost its directory.
+        raise
     except Exception as error:
         return failure_of(error)
 
 
-def _results(job: PlaneJob, tasks: list[list[Shard]]) -> Iterator[ChunkResult]:
+def _results(job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
     """Stream the results of decode and encode, in whatever order they come."""
     width = cluster_width(job.plane, max_encoders=job.max_encoders)
     with _data_context():
         dataset = ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
         chunks = dataset.map_batches(
-            DecodeShards(job.source, job.store, max_failures=job.plane.max_shard_failures).__call__,
+            DecodeShards(job.source, staging, max_failures=job.plane.max_shard_failures).__call__,
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=width.decode_cpus,
         )
         results = chunks.map_batches(
             EncodeChunks,
-            fn_constructor_args=(job.build_encoder, job.store),
+            fn_constructor_args=(job.build_encoder, staging),
             fn_constructor_kwargs={
                 "max_failures": job.plane.max_shard_failures,
                 "threads": job.plane.encoder_threads,

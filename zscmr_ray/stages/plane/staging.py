@@ -1,7 +1,8 @@
 """The bookkeeping below `_staging/` of a stage directory: chunk results waiting for their shard, and attempts.
 
 A chunk file is written atomically and its bytes depend on the chunk alone, so that writing it twice (a retried
-task) changes nothing. Nothing here is output: the commit reads it, the end of the stage deletes it.
+task) changes nothing. Each driver stages below the number of its lease: what a driver that was passed over still
+writes is never read. Nothing here is output: the commit reads it, the end of the stage deletes it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from zscmr_ray.storage import Store
 STAGING = "_staging"
 
 
+def staging_store(store: Store, epoch: int) -> Store:
+    """Where the driver with this lease number stages; the other functions here work in it."""
+    return store.child(f"{STAGING}/{epoch:08d}")
+
+
 def shard_prefix(part: str) -> str:
     """The staging folder of one part."""
-    return f"{STAGING}/{PurePosixPath(part).stem}"
+    return PurePosixPath(part).stem
 
 
 def chunk_key(part: str, index: int) -> str:
