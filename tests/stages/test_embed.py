@@ -17,13 +17,15 @@ from tests.stages.small_run import write_checkpoint
 from zscmr_ray.config import Config, EmbedSection
 from zscmr_ray.data.pairs import load_pair_features
 from zscmr_ray.engine.checkpoint import BackboneRecord, load_checkpoint
-from zscmr_ray.errors import DataError, RefusedError
+from zscmr_ray.engine.vector_model import find_model, load_model
+from zscmr_ray.errors import ConfigError, DataError, RefusedError
 from zscmr_ray.manifest import require_manifest
 from zscmr_ray.models.base import SideOutput
+from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.schema import part_name, provenance_of
 from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.embed import run_embed
-from zscmr_ray.stages.embed.encoder import VectorEncoder
+from zscmr_ray.stages.embed.encoder import FeatureShapes, VectorEncoder
 from zscmr_ray.stages.embed.source import COLUMNS, FeatureSource, shards_of
 from zscmr_ray.stages.preprocess import run_preprocess
 
@@ -137,21 +139,27 @@ def test_features_of_another_shape_are_refused(config: Config, tmp_path: Path) -
         run_embed(other)
 
 
-def test_embed_needs_both_stages_before_it(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="preprocess is not complete"):
-        run_embed(corpus_config(tmp_path))
+def test_embed_needs_a_model_and_rows(config: Config, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train is not complete"):
         run_embed(other_run(config, tmp_path))
+    with pytest.raises(ConfigError, match="no such model"):
+        run_embed(other_run(config, tmp_path, model=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="nothing to embed"):
+        run_embed(corpus_config(tmp_path, data={"input_uri": ""}))
+    with pytest.raises(DataError, match="preprocess is not complete"):
+        run_embed(corpus_config(tmp_path, embed={"source": "pairs", "model": config.data.run_uri}))
 
 
-def other_run(config: Config, tmp_path: Path) -> Config:
+def other_run(config: Config, tmp_path: Path, **embed: object) -> Config:
     """Another run over the same pairs."""
-    return corpus_config(tmp_path, data={"pairs_uri": stage_store(config, "preprocess").uri})
+    data = {"pairs_uri": stage_store(config, "preprocess").uri, "input_uri": ""}
+    return corpus_config(tmp_path, data=data, embed=embed)
 
 
 def make_encoder(config: Config, **section: bool) -> VectorEncoder:
-    model, _ = load_checkpoint(stage_store(config, "train"))
-    return VectorEncoder(model, EmbedSection(**section), {"num_regions": 4, "token_channels": 32}, {})
+    place = find_model("checkpoint", own=stage_store(config, "train"))
+    model, _ = load_model(place, backbones=())
+    return VectorEncoder(model, EmbedSection(**section), {}, num_regions=4, cached=FeatureShapes(4, 32))
 
 
 def test_columns_left_out_are_null(config: Config) -> None:
@@ -167,14 +175,15 @@ def test_a_vector_that_is_not_finite_rejects_the_item_with_its_captions(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, encoder = pairs_table(config).slice(0, 3), make_encoder(config)
-    real = encoder.model.vectors
+    assert isinstance(encoder.model, DualEncoder)
+    real = encoder.model.model.vectors
 
     def broken(side: SideOutput) -> torch.Tensor:
         vectors_BD = real(side).clone()
         vectors_BD[1, 0] = torch.nan  # image 1; of the captions (1 + 2 + 3) the second, which is item 1's
         return vectors_BD
 
-    monkeypatch.setattr(encoder.model, "vectors", broken)
+    monkeypatch.setattr(encoder.model.model, "vectors", broken)
     encoded = encoder.encode(table)
     assert encoded.outputs["image"]["id"].to_pylist() == ["a.tar#0000", "a.tar#0002"]
     assert set(encoded.outputs["text"]["item_id"].to_pylist()) == {"a.tar#0000", "a.tar#0002"}

@@ -1,7 +1,7 @@
-"""`zscmr embed`: pairs and a checkpoint to `embeddings/{image,text}/` (DESIGN 2).
+"""`zscmr embed`: pairs or raw shards, and a model, to `embeddings/{image,text}/` (DESIGN 2).
 
-`source` reads pairs, `encoder` runs the alignment model over cached features, `run` is the stage. How chunks flow
-and parts are committed is `stages/plane/`.
+`plan` decides model and rows, `source` reads pairs (raw shards: stages/shards), `encoder` runs the model, `run` is the
+stage. How chunks flow and parts are committed is `stages/plane/`.
 """
 
 from zscmr_ray.stages.embed.run import run_embed

@@ -1,108 +1,144 @@
-"""The model half of embed: cached features of one chunk to stored vectors of both sides.
+"""The model half of embed: one chunk to stored vectors of the sides there are, from cached features or from pixels.
 
-Vectors are unweighted unit blocks in half precision; weights belong to the query (DESIGN 2). Texts are padded to the
-longest caption of their group of `_CAPTION_ROWS`, which the chunk decides, never a worker.
+Vectors are unweighted unit blocks in half precision; weights belong to the query (DESIGN 2). Captions are encoded
+`_CAPTION_ROWS` at a time, each group padded to its longest: the chunk decides, never a worker. Features pass through
+half precision either way (models/dual_encoder.py), so that a vector does not depend on where they came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from zscmr_ray.config import EmbedSection
 from zscmr_ray.data.pairs import PairFeatures, load_pair_features
-from zscmr_ray.engine.checkpoint import load_checkpoint
-from zscmr_ray.models.base import AlignmentModel
+from zscmr_ray.engine.vector_model import ModelPlace, VectorModel, load_model
+from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.schema import RejectCode, image_embeddings_schema, text_embeddings_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
-from zscmr_ray.storage import Store
+from zscmr_ray.stages.plane.encode import shared_tensor
+from zscmr_ray.stages.shards.pixels import pixels_array
 
 IMAGE, TEXT = "image", "text"
 _CAPTION_ROWS = 256
 
-LoadModel = Callable[[], AlignmentModel]
+
+@dataclass(frozen=True)
+class FeatureShapes:
+    """How cached features lie in pairs; a side that the corpus lacks has 0."""
+
+    num_regions: int
+    token_channels: int
 
 
 @dataclass(frozen=True)
 class BuildVectorEncoder:
-    """Builds the encoder inside an actor."""
+    """Builds the encoder inside an actor. `cached` says how features lie in the rows, None = they hold pixels."""
 
-    checkpoint: Store
+    place: ModelPlace
+    fingerprint: str
+    sides: tuple[str, ...]
     section: EmbedSection
-    shapes: dict[str, int]
+    cached: FeatureShapes | None
     provenance: dict[str, Any]
 
     def __call__(self) -> VectorEncoder:
-        """Load the checkpoint on the actor's device; its fingerprint is checked on loading."""
+        """Load the model on the actor's device; its fingerprint is checked on loading."""
         device = "cuda" if self.section.encoder_gpus else "cpu"
-        model, _ = load_checkpoint(self.checkpoint, device=device)
-        return VectorEncoder(model, self.section, self.shapes, self.provenance)
+        backbones = () if self.cached is not None else self.sides
+        model, facts = load_model(self.place, device=device, backbones=backbones, expected=self.fingerprint)
+        regions = None if facts.region_grid is None else facts.region_grid**2
+        return VectorEncoder(
+            model, self.section, self.provenance, sides=self.sides, num_regions=regions, cached=self.cached
+        )
 
 
 class VectorEncoder:
-    """Turns pairs with cached features into embeddings; a `plane.chunks.Encoder`."""
+    """Turns rows into embeddings; a `plane.chunks.Encoder`."""
 
     def __init__(
         self,
-        model: AlignmentModel,
+        model: VectorModel,
         section: EmbedSection,
-        shapes: dict[str, int],
         provenance: dict[str, Any],
+        *,
+        sides: Sequence[str] = (IMAGE, TEXT),
+        num_regions: int | None,
+        cached: FeatureShapes | None = None,
     ) -> None:
-        """`shapes` are the pairs' `num_regions` and `token_channels`."""
-        self.model, self.section, self.shapes = model, section, shapes
-        self.device = next(model.parameters()).device
+        """`num_regions` is the model's, None where it embeds pictures whole; `cached` as in `BuildVectorEncoder`."""
+        self.model, self.section, self.sides, self.cached = model, section, tuple(sides), cached
+        dimension = model.blocks[-1].stop
         self.image_schema = image_embeddings_schema(
-            dimension=model.dim, num_regions=shapes["num_regions"], metadata=provenance
+            dimension=dimension, num_regions=num_regions, metadata=provenance
         )
-        self.text_schema = text_embeddings_schema(dimension=model.dim, metadata=provenance)
+        self.text_schema = text_embeddings_schema(dimension=dimension, metadata=provenance)
 
     def encode(self, table: pa.Table) -> EncodedChunk:
-        """Encode both sides; an item with a vector that is not finite is rejected with its captions."""
+        """Encode the sides; an item with a vector that is not finite is rejected on both of them."""
         if table.num_rows == 0:
-            outputs = {IMAGE: self.image_schema.empty_table(), TEXT: self.text_schema.empty_table()}
+            empty = {IMAGE: self.image_schema.empty_table(), TEXT: self.text_schema.empty_table()}
+            return EncodedChunk({side: empty[side] for side in self.sides})
+        features = self._features(table)
+        outputs: dict[str, pa.Table] = {}
+        good_N = np.ones(table.num_rows, bool)
+        items_M = _caption_items(table)
+        if IMAGE in self.sides:
+            vectors_ND, weights_NR = self._images(table, features)
+            outputs[IMAGE] = self._image_rows(table, vectors_ND, weights_NR)
+            good_N &= _finite(vectors_ND)
+        if TEXT in self.sides:
+            vectors_MD = self._texts(table, features)
+            outputs[TEXT] = self._text_rows(table, items_M, vectors_MD)
+            good_N[items_M[~_finite(vectors_MD)]] = False
+        if good_N.all():
             return EncodedChunk(outputs)
-        features = load_pair_features(
-            [table], num_regions=self.shapes["num_regions"], token_channels=self.shapes["token_channels"]
+        finite = {IMAGE: good_N, TEXT: good_N[items_M]}
+        kept = {side: rows.filter(pa.array(finite[side])) for side, rows in outputs.items()}
+        return EncodedChunk(kept, _not_finite(table, good_N))
+
+    def _features(self, table: pa.Table) -> PairFeatures | None:
+        if self.cached is None:
+            return None
+        return load_pair_features(
+            [table], num_regions=self.cached.num_regions, token_channels=self.cached.token_channels
         )
-        with torch.inference_mode():
-            images_ND, weights_NR = self._images(features)
-            texts_MD = self._texts(features)
-        finite_N = np.atleast_1d(np.isfinite(images_ND).all(axis=1))
-        item_M = features.caption_item_M
-        finite_N[item_M[~np.isfinite(texts_MD).all(1)]] = False
-        outputs = {
-            IMAGE: self._image_rows(table, images_ND, weights_NR),
-            TEXT: self._text_rows(features, texts_MD),
-        }
-        if finite_N.all():
-            return EncodedChunk(outputs)
-        masks = {IMAGE: finite_N, TEXT: finite_N[item_M]}
-        kept = {side: rows.filter(pa.array(masks[side])) for side, rows in outputs.items()}
-        return EncodedChunk(kept, _not_finite(table, finite_N))
 
     def _images(
-        self, features: PairFeatures
+        self, table: pa.Table, features: PairFeatures | None
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-        regions_BRD = torch.from_numpy(features.regions_NRD.copy()).to(self.device).float()
-        side = self.model.encode_image(regions_BRD)
+        if features is None:
+            assert self.model.image_backbone is not None
+            pixels_BHW3 = pixels_array(table, size_px=self.model.image_backbone.spec.size_px)
+            vectors_BD, side = self.model.encode_images(shared_tensor(pixels_BHW3))
+        else:
+            assert isinstance(self.model, DualEncoder)
+            vectors_BD, side = self.model.embed_regions(shared_tensor(features.regions_NRD))
         has_weights = self.section.region_weights and side.weights_BR is not None
-        return _half(self.model.vectors(side)), _half(side.weights_BR) if has_weights else None
+        return _half(vectors_BD), _half(side.weights_BR) if has_weights else None
 
-    def _texts(self, features: PairFeatures) -> npt.NDArray[np.float16]:
-        parts = [np.empty((0, self.model.dim), np.float16)]
+    def _texts(self, table: pa.Table, features: PairFeatures | None) -> npt.NDArray[np.float16]:
+        parts = [np.empty((0, self.model.blocks[-1].stop), np.float16)]
+        groups = self._encoded_captions(table) if features is None else self._embedded_tokens(features)
+        return np.concatenate(parts + [_half(vectors_BD) for vectors_BD in groups])
+
+    def _encoded_captions(self, table: pa.Table) -> Iterator[torch.Tensor]:
+        captions = [caption for row in table["captions"].to_pylist() for caption in row]
+        for start in range(0, len(captions), _CAPTION_ROWS):
+            yield self.model.encode_texts(captions[start : start + _CAPTION_ROWS])[0]
+
+    def _embedded_tokens(self, features: PairFeatures) -> Iterator[torch.Tensor]:
+        assert isinstance(self.model, DualEncoder)
         for start in range(0, features.num_captions, _CAPTION_ROWS):
             rows = np.arange(start, min(start + _CAPTION_ROWS, features.num_captions))
-            tokens_BLD, lengths_B = features.padded_tokens(rows)
-            side = self.model.encode_text(tokens_BLD.to(self.device), lengths_B.to(self.device))
-            parts.append(_half(self.model.vectors(side)))
-        return np.concatenate(parts)
+            yield self.model.embed_tokens(*features.padded_tokens(rows))[0]
 
     def _image_rows(
         self,
@@ -110,37 +146,46 @@ class VectorEncoder:
         vectors_ND: npt.NDArray[np.float16],
         weights_NR: npt.NDArray[np.float16] | None,
     ) -> pa.Table:
-        made = {"vector": _fixed_list(vectors_ND)}
+        made: dict[str, Any] = {"vector": _fixed_list(vectors_ND)}
         made["region_weights"] = _fixed_list(weights_NR) if weights_NR is not None else None
         made["thumbnail"] = table["thumbnail"] if self.section.thumbnails else None
         return _rows(self.image_schema, made, table)
 
-    def _text_rows(self, features: PairFeatures, vectors_MD: npt.NDArray[np.float16]) -> pa.Table:
-        items = [(item, number) for item, row in enumerate(features.captions) for number in range(len(row))]
-        columns = {
-            "id": [f"{features.ids[item]}#{number}" for item, number in items],
-            "item_id": [features.ids[item] for item, _ in items],
-            "caption": [features.captions[item][number] for item, number in items],
-            "labels": [list(features.labels[item]) for item, _ in items],
+    def _text_rows(
+        self, table: pa.Table, items_M: npt.NDArray[np.int64], vectors_MD: npt.NDArray[np.float16]
+    ) -> pa.Table:
+        items = pa.array(items_M)
+        item_ids = table["id"].take(items)
+        starts_N = np.concatenate([[0], np.cumsum(np.bincount(items_M, minlength=table.num_rows))[:-1]])
+        numbers = pa.array(np.arange(len(items_M)) - starts_N[items_M]).cast(pa.string())
+        made = {
+            "id": pc.binary_join_element_wise(item_ids, numbers, "#"),
+            "item_id": item_ids,
+            "caption": pc.list_flatten(table["captions"]),
+            "vector": _fixed_list(vectors_MD),
+            "labels": table["labels"].take(items),
         }
-        arrays = {
-            name: pa.array(values, self.text_schema.field(name).type) for name, values in columns.items()
-        }
-        return _rows(self.text_schema, arrays | {"vector": _fixed_list(vectors_MD)}, None)
+        return _rows(self.text_schema, made, table)
 
 
-def _rows(schema: pa.Schema, made: dict[str, Any], table: pa.Table | None) -> pa.Table:
+def _caption_items(table: pa.Table) -> npt.NDArray[np.int64]:
+    """The row of every caption's item, in the captions' order."""
+    counts_N = pc.list_value_length(table["captions"]).to_numpy().astype(np.int64)
+    return np.repeat(np.arange(table.num_rows, dtype=np.int64), counts_N)
+
+
+def _rows(schema: pa.Schema, made: dict[str, Any], table: pa.Table) -> pa.Table:
     """Columns that were made, or None for a column of nulls, or else the input's, in the schema's order."""
     length = len(made["vector"])
     columns = []
     for field in schema:
-        if field.name not in made:
-            assert table is not None
-            columns.append(table[field.name])
-        else:
-            values = made[field.name]
-            columns.append(pa.nulls(length, field.type) if values is None else values)
+        values = made.get(field.name, table[field.name] if field.name not in made else None)
+        columns.append(pa.nulls(length, field.type) if values is None else values)
     return pa.table(columns, schema=schema)
+
+
+def _finite(vectors_ND: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
+    return np.atleast_1d(np.isfinite(vectors_ND).all(axis=1))
 
 
 def _half(tensor: torch.Tensor | None) -> npt.NDArray[np.float16]:
