@@ -1,5 +1,5 @@
 """The chunk and commit machinery that preprocess and embed share (DESIGN 2): exactly-once parts through Ray Data.
 
 `chunks` what flows, `staging` what is written meanwhile, `decode` and `encode` the two map steps, `commit` how a
-shard becomes a part, `resources` how wide it runs, `run` the driver. No torch and no ray but in `encode` and `run`.
+shard becomes a part, `resources` how wide it runs, `run` the driver, `on_ray` what it runs on. No torch but in `encode`, no ray but in `on_ray`.
 """

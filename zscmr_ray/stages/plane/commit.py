@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zscmr_ray.claim import Claim
-from zscmr_ray.errors import DataError
+from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.lease import Fence
 from zscmr_ray.manifest import Manifest, PartRecord, ShardRecord, StageKey, hash_json, part_record
 from zscmr_ray.schema import PARQUET_OPTIONS, ROW_GROUP_ROWS
-from zscmr_ray.stages.plane.chunks import ChunkResult, Shard
+from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard
+from zscmr_ray.stages.plane.decode import failure_of
 from zscmr_ray.stages.plane.encode import REJECTED
 from zscmr_ray.stages.plane.staging import STAGING, read_chunk
 from zscmr_ray.storage import Store
@@ -119,6 +120,17 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
     to.check()
     store.write_json(commit_key(shard.part), commit.model_dump())
     return commit
+
+
+def try_commit(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Commit | Failure:
+    """Commit a part; what makes that impossible is returned, a lost lease raised."""
+    try:
+        return commit_part(to, shard, results)
+    except RefusedError:
+        # Not this shard's failure: the whole run has lost its directory.
+        raise
+    except Exception as error:
+        return failure_of(error)
 
 
 def shard_fingerprint(shard: Shard) -> str:

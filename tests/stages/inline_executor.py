@@ -1,0 +1,54 @@
+"""The plane's steps in this process, one chunk after another: the same driver, without Ray and its seconds.
+
+For what does not depend on Ray: what is written, in which order, and what a rerun makes of it. Scheduling, crashes of
+workers and widths are tested on a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from zscmr_ray.stages.plane import on_ray
+from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, result_of, task_row
+from zscmr_ray.stages.plane.commit import Commit, Commits, try_commit
+from zscmr_ray.stages.plane.decode import DecodeShards
+from zscmr_ray.stages.plane.encode import EncodeChunks
+from zscmr_ray.stages.plane.run import PlaneJob
+from zscmr_ray.storage import Store
+
+
+class InlineExecutor:
+    """A `plane.run.Executor` in this process."""
+
+    max_commits = 1
+
+    def __init__(self) -> None:
+        self._ended: list[tuple[str, Commit | Failure]] = []
+
+    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
+        decode = DecodeShards(job.source, staging, max_failures=job.plane.max_shard_failures)
+        encode = EncodeChunks(
+            job.build_encoder,
+            staging,
+            max_failures=job.plane.max_shard_failures,
+            threads=job.plane.encoder_threads,
+        )
+        for task in tasks:
+            for row in decode(pa.Table.from_pylist([task_row(task)])):
+                yield result_of(encode(row)["result"][0].as_py())
+
+    def begin_commit(self, to: Commits, shard: Shard, results: list[ChunkResult]) -> None:
+        self._ended.append((shard.part, try_commit(to, shard, results)))
+
+    def ended_commits(self, *, wait: bool) -> list[tuple[str, Commit | Failure]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+
+@pytest.fixture
+def inline_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages run their plane jobs in this process."""
+    monkeypatch.setattr(on_ray, "RayExecutor", InlineExecutor)
