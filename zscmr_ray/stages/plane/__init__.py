@@ -1,5 +1,6 @@
 """The chunk and commit machinery that preprocess and embed share (DESIGN 2): exactly-once parts through Ray Data.
 
 `chunks` what flows, `staging` what is written meanwhile, `decode` and `encode` the two map steps, `commit` how a
-shard becomes a part, `resources` how wide it runs, `run` the driver, `on_ray` what it runs on. No torch but in `encode`, no ray but in `on_ray`.
+shard becomes a part, `directory` a stage from claim to manifest, `update` what an append or retry does, `run` the
+driver, `on_ray` what it runs on, `resources` how wide. No torch but in `encode`, no ray but in `on_ray`.
 """
