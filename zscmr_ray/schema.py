@@ -30,6 +30,9 @@ PARQUET_OPTIONS: dict[str, object] = {
 }
 ROW_GROUP_ROWS = 1024
 
+# How a manifest's `model` begins where another program made the vectors: no model here encodes a query for them.
+FOREIGN_MODEL = "foreign:"
+
 
 class Partition(StrEnum):
     """Where an item is used: trained on, validated on, or queried with at the end."""
@@ -130,6 +133,18 @@ def rejected_schema(metadata: Mapping[str, object]) -> pa.Schema:
         pa.field("stage", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
+    ]
+    return pa.schema(fields, metadata=file_metadata(metadata))
+
+
+def duplicates_schema(metadata: Mapping[str, object]) -> pa.Schema:
+    """Columns of `duplicates.parquet`: one row per row that shares a group with another, and which one to keep."""
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
     ]
     return pa.schema(fields, metadata=file_metadata(metadata))
 

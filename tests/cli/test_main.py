@@ -12,7 +12,19 @@ from zscmr_ray.cli.main import run
 from zscmr_ray.cli.session import exit_code_of, find_cause, render
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
 
-VERBS = ["preprocess", "train", "evaluate", "embed", "index", "serve", "query", "pipeline", "demo", "convert"]
+VERBS = [
+    "preprocess",
+    "train",
+    "evaluate",
+    "embed",
+    "index",
+    "serve",
+    "query",
+    "pipeline",
+    "demo",
+    "convert",
+    "duplicates",
+]
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "config explain", "config schema"])

@@ -60,6 +60,29 @@ def convert(
     )
 
 
+def duplicates(
+    source: Annotated[str, typer.Argument(help="An embeddings directory: a local path or s3://.")],
+    out: Annotated[str, typer.Option(help="Where the table goes: a local path or s3://.")],
+    threshold: Annotated[float, typer.Option(help="Cosine from which two rows are near duplicates.")] = 0.97,
+    near: Annotated[bool, typer.Option(help="Compare vectors too; every row with every other.")] = True,
+    max_rows: Annotated[
+        int, typer.Option(help="Refuse to compare more rows than this (the time is quadratic).")
+    ] = 200_000,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """Mark exact and near duplicates in a table (id, group, kind, score, keep); nothing is deleted.
+
+    Example: `zscmr duplicates runs/mine/embeddings --threshold 0.97 --out runs/mine/duplicates`
+    """
+    from zscmr_ray.stages.duplicates import mark_duplicates
+
+    _run(
+        lambda: mark_duplicates(
+            Store(source), Store(out), threshold=threshold, near=near, max_rows=max_rows, overwrite=overwrite
+        )
+    )
+
+
 def _run(stage: Callable[[], StageResult]) -> None:
     started_s = time.monotonic()
     result = stage()

@@ -142,6 +142,7 @@ def demo(
 
 
 app.command()(interop.convert)
+app.command()(interop.duplicates)
 
 
 @config_app.command("explain")
