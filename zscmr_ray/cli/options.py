@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from zscmr_ray.claim import Update
 from zscmr_ray.config.load import LoadedConfig, load_config
+from zscmr_ray.errors import ConfigError
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="YAML file; default ./ray_config.yaml when it is there.")
@@ -24,8 +26,25 @@ RunDirectory = Annotated[
 Input = Annotated[
     str | None, typer.Option("--input", help="Shards to read (data.input_uri): folder, file or glob.")
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="What embeds (embed.model): a run or its checkpoint/, or hf:ID or hf:FOLDER; default: this run's checkpoint.",
+    ),
+]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output of another configuration.")]
+Append = Annotated[
+    bool,
+    typer.Option(
+        "--append", help="Add new input shards to a complete directory; what is there stays as it is."
+    ),
+]
+RetryRejected = Annotated[
+    bool,
+    typer.Option("--retry-rejected", help="Do the shards with rejected rows again (after a repair, say)."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and in which directories; do nothing.")
 ]
@@ -39,10 +58,24 @@ def configure(
     run: str | None = None,
     input_uri: str | None = None,
     address: str | None = None,
+    model: str | None = None,
 ) -> LoadedConfig:
     """Build the configuration of one command; the shorthand options are the same as `--set` of their key."""
     texts = list(overrides or [])
-    for key, value in (("data.run_uri", run), ("data.input_uri", input_uri), ("ray.address", address)):
+    given = {"data.run_uri": run, "data.input_uri": input_uri, "ray.address": address, "embed.model": model}
+    for key, value in given.items():
         if value is not None:
             texts.append(f"{key}={value!r}")
     return load_config(config, recipe=recipe, overrides=texts)
+
+
+def update_of(*, append: bool, retry_rejected: bool) -> Update | None:
+    """The update that two flags ask for; raises ConfigError when it is both."""
+    if append and retry_rejected:
+        raise ConfigError(
+            "one update at a time",
+            got="--append --retry-rejected",
+            expected="one of the two",
+            remedy="first --append, then --retry-rejected",
+        )
+    return Update.APPEND if append else Update.RETRY if retry_rejected else None

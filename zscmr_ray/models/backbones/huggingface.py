@@ -255,6 +255,7 @@ def loading(source: str, what: str) -> Iterator[dict[str, Any]]:
             f"cannot load the {what} hf:{source}",
             got=f"{type(error).__name__}: {error}",
             expected="a folder or model id with config.json, model.safetensors and processor or tokenizer files",
+            remedy="check the name; a model id needs network once, or its copy in Hugging Face's cache",
         ) from error
     finally:
         logging.set_verbosity(verbosity)
