@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from zscmr_ray.cli.demo_corpus import build_corpus
+from zscmr_ray.cli.directories import verify
 from zscmr_ray.cli.query import print_results
 from zscmr_ray.cli.session import ray_session
 from zscmr_ray.cli.stages import PIPELINE, run_stages
@@ -43,7 +44,7 @@ NUM_PRINTED = 3
 
 
 def run_demo(*, run: str, cache: Path, overrides: Sequence[str]) -> None:
-    """Build the corpus, run every stage that is not done, ask the service, and say where the report is."""
+    """Build the corpus, run every stage that is not done, ask the service, verify it all, and say where the report is."""
     started_s = time.monotonic()
     shards = build_corpus(cache)
     port = f"serve.port={_free_port()}"
@@ -60,6 +61,8 @@ def run_demo(*, run: str, cache: Path, overrides: Sequence[str]) -> None:
     from zscmr_ray.stages.report import add_served_queries
 
     page = add_served_queries(stage_store(config, "evaluate"), answers)
+    typer.echo("\nverify:")
+    verify(run)
     typer.echo(f"\n{results['evaluate'].info['summary']}")
     typer.echo(f"\nreport: {page}\ndemo: done in {time.monotonic() - started_s:.0f} s")
 

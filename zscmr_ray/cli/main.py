@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from zscmr_ray import __version__
-from zscmr_ray.cli import interop
+from zscmr_ray.cli import directories, interop
 from zscmr_ray.cli import options as opt
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
 from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
@@ -49,27 +49,80 @@ def _stage_command(verb: str, summary: str, example: str) -> None:
     app.command(verb)(command)
 
 
-for _verb, _summary, _example in (
-    (
-        "preprocess",
-        "Read image-text shards, run the frozen backbones once, write `pairs/`.",
-        "zscmr preprocess --input shards/ --run runs/mine --set data.columns.caption=title",
-    ),
-    (
-        "train",
-        "Train the alignment network on the seen classes, write `checkpoint/`.",
-        "zscmr train --run runs/mine --recipe fgan --set split.kind=random --set split.seed=1",
-    ),
-    ("evaluate", "Measure retrieval on unseen classes, write `report/`.", "zscmr evaluate --run runs/mine"),
-    ("embed", "Embed the corpus with the checkpoint, write `embeddings/`.", "zscmr embed --run runs/mine"),
-    ("index", "Build the search index, write `index/`.", "zscmr index --run runs/mine"),
-    (
-        "pipeline",
-        "Run preprocess, train, evaluate, embed and index in turn; finished stages return at once.",
-        "zscmr pipeline --input shards/ --run runs/mine",
-    ),
-):
-    _stage_command(_verb, _summary, _example)
+@app.command()
+def preprocess(
+    config: opt.ConfigFile = None,
+    recipe: opt.Recipe = "fgan",
+    overrides: opt.Overrides = None,
+    run: opt.RunDirectory = None,
+    input_uri: opt.Input = None,
+    address: opt.Address = None,
+    overwrite: opt.Overwrite = False,
+    append: opt.Append = False,
+    retry_rejected: opt.RetryRejected = False,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Read image-text shards, run the frozen backbones once, write `pairs/`.
+
+    Example: `zscmr preprocess --input shards/ --run runs/mine --set data.columns.caption=title`
+
+    When shards were added to a complete run: `--append`; when shards with rejected rows were repaired: `--retry-rejected`.
+    """
+    loaded = opt.configure(config, recipe, overrides, run=run, input_uri=input_uri, address=address)
+    update = opt.update_of(append=append, retry_rejected=retry_rejected)
+    if dry_run:
+        typer.echo("\n".join(plan(loaded.config, ("preprocess",))))
+        return
+    run_stages(loaded.config, ("preprocess",), overwrite=overwrite, update=update)
+
+
+_stage_command(
+    "train",
+    "Train the alignment network on the seen classes, write `checkpoint/`.",
+    "zscmr train --run runs/mine --recipe fgan --set split.kind=random --set split.seed=1",
+)
+_stage_command(
+    "evaluate", "Measure retrieval on unseen classes, write `report/`.", "zscmr evaluate --run runs/mine"
+)
+
+
+@app.command()
+def embed(
+    config: opt.ConfigFile = None,
+    recipe: opt.Recipe = "fgan",
+    overrides: opt.Overrides = None,
+    run: opt.RunDirectory = None,
+    input_uri: opt.Input = None,
+    model: opt.Model = None,
+    address: opt.Address = None,
+    overwrite: opt.Overwrite = False,
+    append: opt.Append = False,
+    retry_rejected: opt.RetryRejected = False,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Embed the run's pairs, or raw shards with any finished model, write `embeddings/`.
+
+    Example: `zscmr embed --run runs/mine`
+
+    Shards and a model are enough: `zscmr embed --input shards/ --model runs/mine --run runs/new`, and with a pretrained
+    dual encoder `--model hf:openai/clip-vit-base-patch32`. Images or texts alone: `--set data.modality=image` or `text`.
+    """
+    loaded = opt.configure(
+        config, recipe, overrides, run=run, input_uri=input_uri, address=address, model=model
+    )
+    update = opt.update_of(append=append, retry_rejected=retry_rejected)
+    if dry_run:
+        typer.echo("\n".join(plan(loaded.config, ("embed",))))
+        return
+    run_stages(loaded.config, ("embed",), overwrite=overwrite, update=update)
+
+
+_stage_command("index", "Build the search index, write `index/`.", "zscmr index --run runs/mine")
+_stage_command(
+    "pipeline",
+    "Run preprocess, train, evaluate, embed and index in turn; finished stages return at once.",
+    "zscmr pipeline --input shards/ --run runs/mine",
+)
 
 
 @app.command()
@@ -141,6 +194,8 @@ def demo(
     run_demo(run=run, cache=cache, overrides=overrides or [])
 
 
+app.command()(directories.status)
+app.command()(directories.verify)
 app.command()(interop.convert)
 app.command()(interop.duplicates)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
+from zscmr_ray.claim import Update
 from zscmr_ray.cli.session import ray_session
 from zscmr_ray.config import Config
 from zscmr_ray.manifest import STAGE_MARK, read_manifest
@@ -18,16 +20,21 @@ PIPELINE = ("preprocess", "train", "evaluate", "embed", "index")
 NEEDS_RAY = frozenset({"preprocess", "train", "embed"})
 
 
-def run_stages(config: Config, stages: Sequence[str], *, overwrite: bool = False) -> list[StageResult]:
-    """Run stages in order, Ray started once and only when a stage that needs it is reached; print each result."""
+def run_stages(
+    config: Config, stages: Sequence[str], *, overwrite: bool = False, update: Update | None = None
+) -> list[StageResult]:
+    """Run stages in order, Ray started once and only when a stage that needs it is reached; print each result.
+
+    `update` is for preprocess and embed alone.
+    """
     results: list[StageResult] = []
     for number, stage in enumerate(stages):
         # Ray outlives the stage that started it, so that the next one does not pay for the start again.
-        if stage in NEEDS_RAY and (overwrite or not _is_complete(config, stage)):
+        if stage in NEEDS_RAY and (overwrite or update is not None or not _is_complete(config, stage)):
             with ray_session(config.ray):
-                rest = [_run(config, name, overwrite=overwrite) for name in stages[number:]]
+                rest = [_run(config, name, overwrite=overwrite, update=update) for name in stages[number:]]
             return results + rest
-        results.append(_run(config, stage, overwrite=overwrite))
+        results.append(_run(config, stage, overwrite=overwrite, update=update))
     return results
 
 
@@ -41,10 +48,11 @@ def plan(config: Config, stages: Sequence[str]) -> list[str]:
     return lines
 
 
-def _run(config: Config, stage: str, *, overwrite: bool) -> StageResult:
+def _run(config: Config, stage: str, *, overwrite: bool, update: Update | None) -> StageResult:
     started_s = time.monotonic()
     module = importlib.import_module(f"zscmr_ray.stages.{stage}")
-    result: StageResult = getattr(module, f"run_{stage}")(config, overwrite=overwrite)
+    options: dict[str, Any] = {"overwrite": overwrite} | ({"update": update} if update is not None else {})
+    result: StageResult = getattr(module, f"run_{stage}")(config, **options)
     counts = ", ".join(f"{value} {name}" for name, value in result.counts.items())
     state = "already done" if result.skipped else f"done in {time.monotonic() - started_s:.1f} s"
     typer.echo(f"{stage}: {state}; {counts}; {result.directory}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from zscmr_ray.config import Config
 from zscmr_ray.errors import DataError
-from zscmr_ray.manifest import Manifest, require_manifest
+from zscmr_ray.lease import read_lease
+from zscmr_ray.manifest import STAGE_MARK, Manifest, StageKey, read_manifest, require_manifest
 from zscmr_ray.storage import Store
 
 DIRECTORIES = {
@@ -53,3 +54,33 @@ def require_pairs(store: Store) -> Manifest:
             remedy="embed this corpus with a finished model: --set embed.model=<run>, or hf:<id> (`zscmr embed`)",
         )
     return manifest
+
+
+def stage_directories(uri: str) -> dict[str, Store]:
+    """The stages below a run directory, done or not, or the one whose directory it is.
+
+    Raises DataError when it is neither.
+    """
+    store = Store(uri)
+    stage = _stage_of(store)
+    if stage is not None:
+        return {stage: store}
+    children = {stage: store.child(name) for stage, name in DIRECTORIES.items()}
+    if not any(child.exists() for child in children.values()):
+        raise DataError(
+            "neither a run nor a stage's directory",
+            got=store.uri,
+            expected=f"a folder with {'/, '.join(DIRECTORIES.values())}/ in it, or one of these",
+            remedy="check the path (data.run_uri of the run)",
+        )
+    return children
+
+
+def _stage_of(store: Store) -> str | None:
+    manifest = read_manifest(store)
+    if manifest is not None:
+        return manifest.key.stage
+    if store.exists(STAGE_MARK):
+        return StageKey.model_validate(store.read_json(STAGE_MARK)).stage
+    note = read_lease(store)
+    return None if note is None else note.stage

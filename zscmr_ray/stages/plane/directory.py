@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zscmr_ray.claim import UPDATE, Claim, Update, open_stage
 from zscmr_ray.errors import RefusedError
@@ -24,14 +24,10 @@ from zscmr_ray.stages.plane.commit import (
     finish_stage,
     stage_manifest,
 )
+from zscmr_ray.stages.plane.run import PlaneJob, run_plane
 from zscmr_ray.stages.plane.staging import STAGING
 from zscmr_ray.stages.plane.update import plan_update
 from zscmr_ray.storage import Store
-
-if TYPE_CHECKING:
-    from zscmr_ray.stages.plane.run import PlaneJob
-
-RunShards = Callable[..., list[Commit]]
 
 
 def run_directory(
@@ -42,12 +38,11 @@ def run_directory(
     info: dict[str, Any],
     overwrite: bool = False,
     update: Update | None = None,
-    run: RunShards | None = None,
 ) -> tuple[Manifest, bool]:
     """Bring a stage directory to the state of this key; returns its manifest, and whether there was nothing to do.
 
-    `prepare` makes the job over all shards of the input, and is called only when there is something to do. `run` does
-    the shards of a job (`plane.run.run_plane`, which needs Ray). Raises what `open_stage` and `run` raise.
+    `prepare` makes the job over all shards of the input, and is called only when there may be something to do. Raises
+    what `open_stage`, `plan_update` and `run_plane` raise.
     """
     with open_stage(store, key, overwrite=overwrite, update=update) as claim:
         if claim.complete is not None:
@@ -55,22 +50,17 @@ def run_directory(
             return claim.complete, True
         assert claim.lease is not None
         claim.lease.report(update=None if claim.before is None else str(update))
-        if run is None:
-            # Ray is needed from here on only: a stage that is done returns without it.
-            from zscmr_ray.stages.plane.run import run_plane
-
-            run = run_plane
         job = prepare()
+        store.sweep()
         if claim.before is None:
-            store.sweep()
-            commits = run(job, lease=claim.lease, config_hash=key.config_hash)
+            commits = run_plane(job, lease=claim.lease, config_hash=key.config_hash)
             return finish_stage(claim, commits, info=info), False
         assert update is not None
-        return _update(claim, claim.before, update, job, info=info, run=run)
+        return _update(claim, claim.before, update, job, info=info)
 
 
 def _update(
-    claim: Claim, before: Manifest, update: Update, job: PlaneJob, *, info: dict[str, Any], run: RunShards
+    claim: Claim, before: Manifest, update: Update, job: PlaneJob, *, info: dict[str, Any]
 ) -> tuple[Manifest, bool]:
     plan = plan_update(before, job.shards, update, redo_changed=job.redo_changed)
     if not plan.todo and claim.key == before.key:
@@ -83,7 +73,7 @@ def _update(
     commits: list[Commit] = []
     if plan.todo:
         work = replace(job, store=store, shards=plan.todo)
-        commits = run(work, lease=claim.lease, config_hash=claim.key.config_hash)
+        commits = run_plane(work, lease=claim.lease, config_hash=claim.key.config_hash)
     manifest = stage_manifest(claim.key, commits, info=info, kept=plan.kept, kept_parts=kept)
     if update is Update.APPEND:
         claim.finish(manifest)
