@@ -43,7 +43,7 @@ def test_rows_of_the_export_belong_together(tmp_path: Path) -> None:
     manifest = read_manifest(Store(target))
     assert manifest is not None
     assert manifest.counts["rows"] == 24 and manifest.counts["image"] == 8 and manifest.counts["text"] == 24
-    assert manifest.info["model"]["fingerprint"] == FINGERPRINT
+    assert manifest.info["vectors"]["fingerprint"] == FINGERPRINT
     assert manifest.info["left_out"] == ["thumbnail", "region_weights"]
     for part in manifest.parts:
         assert Store(target).sha256(part.name) == part.sha256

@@ -28,12 +28,14 @@ from zscmr_ray.engine.checkpoint import read_meta
 from zscmr_ray.engine.vector_model import ModelPlace, find_model
 from zscmr_ray.errors import ConfigError, ServingError
 from zscmr_ray.manifest import Manifest, require_manifest
-from zscmr_ray.serving.encoder import ModelEncoder
+from zscmr_ray.schema import FOREIGN_MODEL
+from zscmr_ray.serving.encoder import Encoder, ModelEncoder
 from zscmr_ray.serving.guard import read_api_keys
 from zscmr_ray.serving.problems import RETRY_AFTER_S
 from zscmr_ray.serving.routes import http_app
 from zscmr_ray.serving.searcher import Searcher, check_same_model
 from zscmr_ray.serving.service import SearchService
+from zscmr_ray.serving.vectors_only import VectorsOnly
 from zscmr_ray.serving.wire import SearchRequest
 from zscmr_ray.stages import stage_store
 from zscmr_ray.storage import Store
@@ -70,17 +72,23 @@ class SearchDeployment:
 def open_service(config: Config) -> SearchService:
     """Load the index and the model that made its vectors; RefusedError, naming both, when they do not fit."""
     place = check_servable(config)
-    encoder = ModelEncoder(place, max_pixels=config.serve.max_pixels)
-    return SearchService(encoder, Searcher(stage_store(config, "index")), config.serve)
+    searcher = Searcher(stage_store(config, "index"))
+    encoder: Encoder = VectorsOnly(searcher)
+    if place is not None:
+        encoder = ModelEncoder(place, max_pixels=config.serve.max_pixels)
+    return SearchService(encoder, searcher, config.serve)
 
 
-def check_servable(config: Config) -> ModelPlace:
+def check_servable(config: Config) -> ModelPlace | None:
     """Refuse in a moment, before anything is loaded, what could not be served: DataError or RefusedError.
 
-    A pretrained model's fingerprint is known when it is loaded: SearchService checks it then.
+    A pretrained model's fingerprint is known when it is loaded: SearchService checks it then. None: vectors of another
+    program, which nothing here can encode queries for.
     """
     index = require_manifest(stage_store(config, "index"), "index")
     place = served_model(config, index)
+    if place is None:
+        return None
     if place.name == OWN_CHECKPOINT:
         require_manifest(stage_store(config, "train"), "train")
     if place.checkpoint is not None:
@@ -88,11 +96,13 @@ def check_servable(config: Config) -> ModelPlace:
     return place
 
 
-def served_model(config: Config, index: Manifest) -> ModelPlace:
-    """The model that encodes queries: `embed.model` where it is set, else the one the index names."""
+def served_model(config: Config, index: Manifest) -> ModelPlace | None:
+    """The model that encodes queries: `embed.model` where it is set, else the one the index names (None: foreign)."""
     name = config.embed.model
     if name == OWN_CHECKPOINT:
         name = str(index.info.get("model", OWN_CHECKPOINT))
+    if name.startswith(FOREIGN_MODEL):
+        return None
     return find_model(name, own=stage_store(config, "train"))
 
 

@@ -85,9 +85,9 @@ def mark_duplicates(
                 source, parts, compared, threshold=threshold, scratch=Path(scratch), counts=counts
             )
             # An empty table first: there may be no duplicates.
-            record = write_part(
-                target, FILE, [schema.empty_table(), *(table.cast(schema) for table in tables)]
-            )
+            found = [schema.empty_table(), *(table.cast(schema) for table in tables)]
+            assert claim.lease is not None, "only a driver writes"
+            record = write_part(target, FILE, found, check=claim.lease.fence.check)
         manifest = Manifest(
             key=key,
             config_hash=key.config_hash,

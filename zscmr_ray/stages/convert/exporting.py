@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zscmr_ray.claim import open_stage
+from zscmr_ray.claim import Claim, open_stage
+from zscmr_ray.config.operator import OWN_CHECKPOINT
 from zscmr_ray.errors import DataError
 from zscmr_ray.manifest import Manifest, PartRecord, StageKey, part_record, require_manifest
 from zscmr_ray.progress import Progress
@@ -86,12 +87,13 @@ def export_clip_retrieval(source: Store, target: Store, *, overwrite: bool = Fal
         with Progress(STAGE, total=total, unit="rows") as progress:
             for part in parts:
                 if part.name not in commits:
-                    writer = _PartWriter(source, target, part, sides, model=model, num_files=len(parts))
+                    writer = _PartWriter(source, claim, part, sides, model=model, num_files=len(parts))
                     commits[part.name] = writer.write()
                 progress.advance(sum(record.rows for record in part.records.values()))
         info = {
             "layout": "clip-retrieval",
-            "model": model,
+            "vectors": model,
+            "model": embeddings.info.get("model", OWN_CHECKPOINT),
             "sides": sides,
             "parts": [part.name for part in parts],
             "left_out": list(LEFT_OUT),
@@ -106,14 +108,16 @@ class _PartWriter:
     def __init__(
         self,
         source: Store,
-        target: Store,
+        claim: Claim,
         part: _Part,
         sides: Sequence[str],
         *,
         model: dict[str, Any],
         num_files: int,
     ) -> None:
-        self._source, self._target, self._part, self._sides = source, target, part, sides
+        self._source, self._target, self._part, self._sides = source, claim.store, part, sides
+        assert claim.lease is not None, "only a driver writes"
+        self._check = claim.lease.fence.check
         self._dimension = int(model["blocks"][-1]["stop"])
         self._schema = pa.schema(_METADATA_FIELDS, metadata=file_metadata({"stage": STAGE} | model))
         self._keys = {
@@ -138,6 +142,7 @@ class _PartWriter:
                         for table in self._batches(opened, rows, side, ("vector",))
                     )
                     write_vectors(file, blocks, shape=(num_rows, self._dimension))
+                    self._check()
             self._write_metadata(opened, rows)
         counts = {"rows": num_rows} | {
             side: record.rows for side, record in sorted(self._part.records.items())
@@ -151,6 +156,7 @@ class _PartWriter:
             rejected={},
             files=files,
         )
+        self._check()
         self._target.write_json(commit_key(commit.part), commit.model_dump())
         return commit
 
@@ -173,15 +179,14 @@ class _PartWriter:
             )
             for side in SIDES
         }
-        with (
-            self._target.open_write(self._keys[METADATA]) as file,
-            pq.ParquetWriter(file, self._schema, **PARQUET_OPTIONS) as writer,
-        ):
-            for start in range(0, len(rows.images_N), ROW_GROUP_ROWS):
-                stop = start + ROW_GROUP_ROWS
-                image = readers["image"].take(rows.images_N[start:stop])
-                text = readers["text"].take(rows.texts_N[start:stop])
-                writer.write_table(_metadata(image, text, self._schema), row_group_size=ROW_GROUP_ROWS)
+        with self._target.open_write(self._keys[METADATA]) as file:
+            with pq.ParquetWriter(file, self._schema, **PARQUET_OPTIONS) as writer:
+                for start in range(0, len(rows.images_N), ROW_GROUP_ROWS):
+                    stop = start + ROW_GROUP_ROWS
+                    image = readers["image"].take(rows.images_N[start:stop])
+                    text = readers["text"].take(rows.texts_N[start:stop])
+                    writer.write_table(_metadata(image, text, self._schema), row_group_size=ROW_GROUP_ROWS)
+            self._check()
 
 
 def _metadata(image: pa.Table | None, text: pa.Table | None, schema: pa.Schema) -> pa.Table:

@@ -1,8 +1,9 @@
 """Whose vectors a clip-retrieval directory holds: what our own export says of them, or what the user declares.
 
-Vectors of another program carry no hash of the model that made them, so their fingerprint is the hash of the declared
-name and of every file's contents: two imports are never taken for the same model by mistake. Nothing here can encode
-a question for them; serving answers vector and id queries and refuses texts and pictures (serving/foreign.py).
+A declared model that we can load (`hf:<id>`, a checkpoint) gives them its fingerprint, and text queries work. Any
+other words are a foreign model: the fingerprint is the hash of the words and of every file's contents, so that two
+imports are never taken for one model by mistake; vectors and ids can be asked for, texts and pictures cannot
+(serving/vectors_only.py).
 """
 
 from __future__ import annotations
@@ -12,25 +13,26 @@ from typing import Any
 
 from zscmr_ray.errors import ConfigError, DataError
 from zscmr_ray.manifest import Manifest, hash_json, read_manifest
+from zscmr_ray.schema import FOREIGN_MODEL
 from zscmr_ray.stages.convert.layout import NumberedFiles
 from zscmr_ray.storage import Store
 
-# The one block of foreign vectors: weighed like our region block, for there is no label distribution beside it.
-BLOCK = "region"
+# The one block of foreign vectors, named as that of a pretrained dual encoder: no label distribution beside it.
+BLOCK = "global"
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """The checked source: contents hash, what is said of its vectors, and the names our own export gave its parts."""
+    """The checked source.
+
+    `contents` is its hash, `vectors` what every part says of its vectors, `model` who encodes queries (as `embed.model`,
+    or FOREIGN_MODEL and words), `part_names` what our own export gave its parts.
+    """
 
     contents: str
-    model: dict[str, Any]
-    part_names: tuple[str, ...]
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether another program made the vectors."""
-        return "foreign" in self.model
+    vectors: dict[str, Any]
+    model: str
+    part_names: tuple[str, ...] = ()
 
 
 def read_source(
@@ -48,25 +50,51 @@ def read_source(
             raise ConfigError(
                 "these vectors say themselves which model made them",
                 got=f"--model-name {model_name}",
-                expected=f"none: {source.uri}/manifest.json names {export.info['model']['fingerprint']}",
+                expected=f"none: {source.uri}/manifest.json names {export.info['vectors']['fingerprint']}",
             )
         _check_unchanged(source, export, checksums)
-        return SourceFacts(contents, dict(export.info["model"]), tuple(export.info["parts"]))
+        info = export.info
+        return SourceFacts(contents, dict(info["vectors"]), str(info["model"]), tuple(info["parts"]))
     if not model_name:
         raise ConfigError(
             "nothing says which model made these vectors",
             got=source.uri,
             expected="the name of the model",
-            remedy="--model-name ViT-B/32 (any words: vectors of different names or files are never mixed)",
+            remedy="--model-name hf:<id> or a checkpoint (text queries will work), or any words, e.g. ViT-B/32",
         )
     declared = {"layout": "clip-retrieval", "model_name": model_name, "contents": contents}
-    model = {
+    known = _loadable(model_name, dimension=dimension)
+    if known is not None:
+        return SourceFacts(contents, known[0] | {"declared": declared}, known[1])
+    vectors = {
         "fingerprint": hash_json(declared | {"dimension": dimension}),
         "blocks": [{"name": BLOCK, "start": 0, "stop": dimension}],
         "dimension": dimension,
         "foreign": declared,
     }
-    return SourceFacts(contents, model, ())
+    return SourceFacts(contents, vectors, f"{FOREIGN_MODEL}{model_name}")
+
+
+def _loadable(model_name: str, *, dimension: int) -> tuple[dict[str, Any], str] | None:
+    """What a model of ours or of Hugging Face says of its vectors, and its name; None when the name is mere words."""
+    # Here and not above: torch costs seconds, and foreign vectors need none of it.
+    from zscmr_ray.engine.vector_model import find_model, read_facts
+    from zscmr_ray.models.backbones import HUGGING_FACE_PREFIX
+
+    try:
+        place = find_model(model_name, own=Store(model_name))
+    except ConfigError:
+        if model_name.startswith(HUGGING_FACE_PREFIX):
+            raise
+        return None
+    facts = read_facts(place)
+    if facts.dimension != dimension:
+        raise DataError(
+            "these vectors are not of the model that is named",
+            got=f"{dimension} numbers a vector",
+            expected=f"{facts.dimension}, as {model_name} makes them",
+        )
+    return facts.provenance(), place.name
 
 
 def _check_unchanged(source: Store, export: Manifest, checksums: dict[str, str]) -> None:

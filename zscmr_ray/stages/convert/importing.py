@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zscmr_ray.claim import open_stage
+from zscmr_ray.claim import Claim, open_stage
 from zscmr_ray.errors import ConfigError, DataError
 from zscmr_ray.manifest import Manifest, StageKey
 from zscmr_ray.progress import Progress
@@ -74,7 +74,7 @@ def import_clip_retrieval(
     facts = read_source(source, files, model_name=model_name, dimension=shape.dimension)
     config = {
         "from": "clip-retrieval",
-        "fingerprint": facts.model["fingerprint"],
+        "fingerprint": facts.vectors["fingerprint"],
         "id_column": shape.id_column,
     }
     key = StageKey(stage=STAGE, config=config, input_fingerprint=facts.contents)
@@ -87,11 +87,10 @@ def import_clip_retrieval(
         with Progress(STAGE, total=None, unit="rows") as progress:
             for numbered, shard in zip(files, shards, strict=True):
                 if shard.part not in commits:
-                    commits[shard.part] = _PartReader(
-                        source, target, numbered, shard, shape, facts, key
-                    ).write()
+                    commits[shard.part] = _PartReader(source, claim, numbered, shard, shape, facts).write()
                 progress.advance(commits[shard.part].counts["in"])
-        info = facts.model | {
+        info = facts.vectors | {
+            "model": facts.model,
             "layout": "clip-retrieval",
             "id_column": shape.id_column,
             "left_out": shape.unused_columns,
@@ -133,19 +132,23 @@ class _PartReader:
     def __init__(
         self,
         source: Store,
-        target: Store,
+        claim: Claim,
         numbered: NumberedFiles,
         shard: Shard,
         shape: _Shape,
         facts: SourceFacts,
-        key: StageKey,
     ) -> None:
-        self._source, self._target, self._numbered, self._shard = source, target, numbered, shard
+        self._source, self._target = source, claim.store
+        self._numbered, self._shard = numbered, shard
+        assert claim.lease is not None, "only a driver writes"
+        self._check = claim.lease.fence.check
         self._shape, self._facts = shape, facts
-        provenance = {"stage": STAGE, "config_hash": key.config_hash} | facts.model
+        provenance = {"stage": STAGE, "config_hash": claim.key.config_hash} | facts.vectors
         self._schemas = {
             # The layout has no region weights: the column is there, as in every embeddings part, and null.
-            "image": image_embeddings_schema(dimension=shape.dimension, num_regions=1, metadata=provenance),
+            "image": image_embeddings_schema(
+                dimension=shape.dimension, num_regions=None, metadata=provenance
+            ),
             "text": text_embeddings_schema(dimension=shape.dimension, metadata=provenance),
         }
         self._rejected_schema = rejected_schema(provenance)
@@ -168,7 +171,7 @@ class _PartReader:
                 rows = IncomingRows(
                     shard_key=self._shard.key,
                     id_column=self._shape.id_column,
-                    blocks=self._facts.model["blocks"],
+                    blocks=self._facts.vectors["blocks"],
                     stage=STAGE,
                 )
                 tables = _metadata_batches(metadata, self._shape.columns, num_rows)
@@ -191,13 +194,15 @@ class _PartReader:
                 [asdict(row) for row in rejects],
                 schema=self._rejected_schema,
             )
-            files.append(write_part(self._target, f"{REJECTED}/{part}", [table]))
+            files.append(write_part(self._target, f"{REJECTED}/{part}", [table], check=self._check))
         for side, folder in (("image", IMAGES), ("text", TEXTS)):
             if folder not in folders:
                 continue
             schema = self._schemas[side]
             tables = (pa.Table.from_pydict(getattr(batch, side), schema=schema) for batch in batches())
-            files.append(write_part(self._target, f"{side}/{part}", _at_least_one(tables, schema)))
+            files.append(
+                write_part(self._target, f"{side}/{part}", _at_least_one(tables, schema), check=self._check)
+            )
             counts[side] = files[-1].rows
         commit = Commit(
             part=part,
@@ -207,6 +212,7 @@ class _PartReader:
             rejected=dict(sorted(Counter(str(row.code) for row in rejects).items())),
             files=sorted(files, key=lambda record: record.name),
         )
+        self._check()
         self._target.write_json(commit_key(part), commit.model_dump())
         return commit
 
