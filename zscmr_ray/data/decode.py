@@ -135,7 +135,9 @@ def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
             RejectCode.TOO_MANY_PIXELS, f"{width} x {height} = {width * height} pixels, at most {max_pixels}"
         )
     if max(width, height) > MAX_SIDE_PX:
-        raise ImageRejected(RejectCode.TOO_MANY_PIXELS, f"{width} x {height}, at most {MAX_SIDE_PX} on a side")
+        raise ImageRejected(
+            RejectCode.TOO_MANY_PIXELS, f"{width} x {height}, at most {MAX_SIDE_PX} on a side"
+        )
     is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
     # Hostile or broken bytes raise nearly anything inside the decoders, SyntaxError and struct.error included.
     try:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from zscmr_ray.data.captions import clean_captions
+from zscmr_ray.data.readers.quoting import listed, printable, shown
 from zscmr_ray.data.records import NOT_READ, Columns, Field, RowRejected
 from zscmr_ray.errors import DataError
 from zscmr_ray.schema import Partition, RejectCode
@@ -65,7 +66,13 @@ _PARTITIONS = {
 }
 # What stands for text that is not UTF-8: a lone surrogate, which `check_text` rejects.
 UNDECODABLE = "\udcff"
+# A text of more bytes is no caption, one of more lines no list of captions; the stages keep far less (data.max_caption*).
+MAX_TEXT_BYTES = 16 << 20
+_MAX_TEXTS = 100_000
+_MAX_NESTING = 4
 _MAX_ID_CHARS = 1024
+# A short line of JSON can make a hundred times its size of objects: 1 MB of `{},` is 30 MB.
+_FREE_JSON_BYTES, _MAX_JSON_VALUES = 1 << 20, 1_000_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -120,9 +127,9 @@ def detect(field: str, names: Sequence[str], *, where: str) -> str | None:
         if len(matches) > 1:
             raise DataError(
                 f"{where}: which column holds the {field} is ambiguous",
-                got=f"{', '.join(matches)} (of the columns {', '.join(names)})",
+                got=f"{listed(matches)} (of the columns {listed(names)})",
                 expected=f"one column with a usual name of the {field}",
-                remedy=f"--set data.columns.{field}={matches[0]} (or another; '-' to read none)",
+                remedy=f"--set data.columns.{field}={printable(matches[0])} (or another; '-' to read none)",
             )
         if matches:
             return matches[0]
@@ -136,7 +143,7 @@ def missing_column(field: str, wanted: str | None, names: Collection[str], *, wh
         f"{where}: no column {wanted!r} for the {field}"
         if wanted
         else f"{where}: no column with the {field}",
-        got=f"columns {', '.join(names) or '(none)'}",
+        got=f"columns {listed(names) or '(none)'}",
         expected=wanted or f"one of {usual}",
         remedy=f"--set data.columns.{field}=<one of the columns>",
     )
@@ -164,6 +171,8 @@ def labels_of(
         return ()
     labels: list[str] = []
     items = value if isinstance(value, list | tuple) else [value]
+    if len(items) > _MAX_TEXTS:
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{len(items)} labels, at most {_MAX_TEXTS}")
     for item in items:
         if isinstance(item, int) and not isinstance(item, bool):
             labels.append(_class_name(item, class_names))
@@ -183,7 +192,7 @@ def partition_of(value: object) -> str | None:
     if partition is None:
         raise RowRejected(
             RejectCode.UNREADABLE_RECORD,
-            f"partition {_shown(value)} is none of train, val, test (--set data.columns.partition=- reads none)",
+            f"partition {shown(value)} is none of train, val, test (--set data.columns.partition=- reads none)",
         )
     return partition.value
 
@@ -191,13 +200,18 @@ def partition_of(value: object) -> str | None:
 def id_of(value: object) -> str:
     """Return an explicit id as text; raises RowRejected for a null, empty, overlong or unprintable one."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise RowRejected(RejectCode.BAD_ID, f"id {_shown(value)}")
-    check_text(value, RejectCode.BAD_ID)
-    if len(value) > _MAX_ID_CHARS or _CONTROL.search(value):
-        raise RowRejected(RejectCode.BAD_ID, f"id {_shown(value)}: overlong, or with control characters")
+        raise RowRejected(RejectCode.BAD_ID, f"id {shown(value)}")
+    check_id(value)
     return value
+
+
+def check_id(name: str) -> None:
+    """Raise RowRejected for an id or key that is overlong, has control characters or is no Unicode."""
+    check_text(name, RejectCode.BAD_ID)
+    if len(name) > _MAX_ID_CHARS or _CONTROL.search(name):
+        raise RowRejected(RejectCode.BAD_ID, f"id {shown(name)}: overlong, or with control characters")
 
 
 def check_text(text: str, code: RejectCode = RejectCode.BAD_TEXT_ENCODING) -> None:
@@ -205,7 +219,7 @@ def check_text(text: str, code: RejectCode = RejectCode.BAD_TEXT_ENCODING) -> No
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowRejected(code, f"not valid Unicode text: {_shown(text)}") from error
+        raise RowRejected(code, f"not valid Unicode text: {shown(text)}") from error
 
 
 def decode_text(data: bytes, what: str) -> str:
@@ -219,27 +233,39 @@ def decode_text(data: bytes, what: str) -> str:
 def parse_object(data: bytes | str, what: str) -> dict[str, object]:
     """Parse a JSON object; raises RowRejected for anything else."""
     text = decode_text(data, what) if isinstance(data, bytes) else data
+    if len(text) > _FREE_JSON_BYTES and sum(map(text.count, ",[{")) > _MAX_JSON_VALUES:
+        raise RowRejected(
+            RejectCode.UNREADABLE_RECORD, f"{what} has more than {_MAX_JSON_VALUES} JSON values"
+        )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{what} is not a JSON object but {_shown(value)}")
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{what} is not a JSON object but {shown(value)}")
     return value
 
 
-def _strings(value: object, what: str, *, split_lines: bool) -> list[str]:
+def _strings(value: object, what: str, *, split_lines: bool, depth: int = 0) -> list[str]:
     if value is None:
         return []
     if isinstance(value, list | tuple):
-        return [text for item in value for text in _strings(item, what, split_lines=False)]
+        if len(value) > _MAX_TEXTS or depth == _MAX_NESTING:
+            reason = f"a {what} of {len(value)} items, at most {_MAX_TEXTS}, {_MAX_NESTING} lists deep"
+            raise RowRejected(RejectCode.UNREADABLE_RECORD, reason)
+        return [text for item in value for text in _strings(item, what, split_lines=False, depth=depth + 1)]
     if not isinstance(value, str):
-        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{what} is not text but {_shown(value)}")
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{what} is not text but {shown(value)}")
+    if len(value) > MAX_TEXT_BYTES:
+        reason = f"a {what} of {len(value)} characters, at most {MAX_TEXT_BYTES}"
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, reason)
     check_text(value)
-    listed = _json_list(value)
-    if listed is not None:
-        return listed
-    return value.splitlines() if split_lines else [value]
+    texts = _json_list(value)
+    if texts is None:
+        texts = value.splitlines() if split_lines else [value]
+    if len(texts) > _MAX_TEXTS:
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"{len(texts)} {what}s, at most {_MAX_TEXTS}")
+    return texts
 
 
 def _json_list(text: str) -> list[str] | None:
@@ -250,7 +276,11 @@ def _json_list(text: str) -> list[str] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return None
+    for item in value:
+        check_text(item)  # an escaped surrogate is plain ASCII until now
+    return value
 
 
 def _class_name(number: int, class_names: Sequence[str] | None) -> str:
@@ -260,9 +290,5 @@ def _class_name(number: int, class_names: Sequence[str] | None) -> str:
         raise RowRejected(
             RejectCode.UNREADABLE_RECORD, f"label {number}, but the file names {len(class_names)} classes"
         )
+    check_text(class_names[number])
     return class_names[number]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from zscmr_ray.data.readers.fields import decode_text
+from zscmr_ray.data.readers.fields import MAX_TEXT_BYTES, decode_text
 from zscmr_ray.data.readers.images import is_image_name, read_image
 from zscmr_ray.data.readers.rows import Cells, RowBuilder
-from zscmr_ray.data.records import NOT_READ, Columns, OpenFile, Record, Reject, ShardSpec
-from zscmr_ray.schema import Partition
+from zscmr_ray.data.records import NOT_READ, Columns, OpenFile, Record, Reject, RowRejected, ShardSpec
+from zscmr_ray.schema import Partition, RejectCode
 
 _PARTITION_FOLDERS = {
     "train": Partition.TRAIN,
@@ -21,7 +21,6 @@ _PARTITION_FOLDERS = {
     "validation": Partition.VAL,
     "test": Partition.TEST,
 }
-_MAX_TEXT_BYTES = 1 << 20
 
 
 def read_folder(
@@ -49,7 +48,7 @@ def read_folder(
         def cells(image: str | None = image, text: str | None = text) -> Cells:
             return Cells(
                 image=lambda: None if image is None else read_image(image, open_file),
-                caption=None if text is None else _read_text(text, open_file),
+                caption=None if text is None or columns.caption == NOT_READ else _read_text(text, open_file),
                 label=label,
                 partition=partition,
             )
@@ -74,4 +73,7 @@ def _items(files: tuple[str, ...]) -> list[tuple[str, str | None, str | None]]:
 
 def _read_text(key: str, open_file: OpenFile) -> str:
     with open_file(key) as file:
-        return decode_text(file.read(_MAX_TEXT_BYTES), key)
+        data = file.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"a text of more than {MAX_TEXT_BYTES} bytes")
+    return decode_text(data, key)

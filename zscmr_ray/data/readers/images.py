@@ -1,6 +1,8 @@
 """Image cells: bytes, base64 text, a Hugging Face {bytes, path} struct, or a path beside the manifest.
 
-Paths are relative to the manifest and stay inside the input root; nothing here follows a URL. Not decoding: that is
+Paths are relative to the manifest and stay inside the input root; nothing here follows a URL. Symbolic links are
+followed, wherever they lead: who may put one into the input may put the picture there, and model hubs' caches are made
+of them. A broken or circular one is a missing picture, one that may not be read an error. Not decoding: that is
 `data/decode.py`.
 """
 
@@ -8,10 +10,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import posixpath
 import re
 from pathlib import PurePosixPath
 
+from zscmr_ray.data.readers.quoting import shown
 from zscmr_ray.data.records import OpenFile, RowRejected
 from zscmr_ray.errors import DataError
 from zscmr_ray.schema import RejectCode
@@ -21,9 +25,15 @@ MAX_IMAGE_BYTES = 256 << 20
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*:")
 _DATA_URI = re.compile(r"^data:[^,]{0,100};base64,", re.IGNORECASE)
-_BASE64 = re.compile(r"^[A-Za-z0-9+/\s]+={0,2}\s*$")
+# No two parts of this can match the same characters: it looks at each once, however long the text.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}")
 # No image is smaller than this in base64; a shorter word without a dot can only be a path.
 _MIN_BASE64_CHARS = 48
+# What S3 and the usual file systems take.
+_MAX_KEY_BYTES, _MAX_NAME_BYTES = 1024, 255
+_NO_NAME = re.compile("[\x00\ud800-\udfff]")
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_MISSING_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def is_image_name(name: str) -> bool:
@@ -66,13 +76,12 @@ def read_image(key: str, open_file: OpenFile) -> bytes:
     try:
         with open_file(key) as file:
             return checked(file.read(MAX_IMAGE_BYTES + 1))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise RowRejected(RejectCode.MISSING_IMAGE, f"no file {key}") from error
-    except DataError as error:
+    except (OSError, DataError) as error:
         # The store says "missing" as a DataError; any other fault of the storage is not the row's.
-        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+        cause = error.__cause__ if isinstance(error, DataError) else error
+        if not isinstance(cause, _MISSING) and getattr(cause, "errno", None) not in _MISSING_ERRNOS:
             raise
-        raise RowRejected(RejectCode.MISSING_IMAGE, f"no file {key}") from error
+        raise RowRejected(RejectCode.MISSING_IMAGE, f"no file {shown(key)}") from error
 
 
 def resolve(path: str, *, base_key: str) -> str:
@@ -82,10 +91,14 @@ def resolve(path: str, *, base_key: str) -> str:
     'shop/images/a.jpg'
     """
     if path.startswith(("/", "\\")) or _URL.match(path):
-        raise RowRejected(RejectCode.BAD_PATH, f"not a relative path: {path[:200]!r}")
+        raise RowRejected(RejectCode.BAD_PATH, f"not a relative path: {shown(path)}")
     key = posixpath.normpath(posixpath.join(posixpath.dirname(base_key), path))
-    if key == ".." or key.startswith("../") or "\x00" in key:
-        raise RowRejected(RejectCode.BAD_PATH, f"the path leaves the input folder: {path[:200]!r}")
+    if key == ".." or key.startswith("../"):
+        raise RowRejected(RejectCode.BAD_PATH, f"the path leaves the input folder: {shown(path)}")
+    data = key.encode("utf-8", "surrogatepass")
+    is_too_long = len(data) > _MAX_KEY_BYTES or max(map(len, data.split(b"/"))) > _MAX_NAME_BYTES
+    if is_too_long or _NO_NAME.search(key):
+        raise RowRejected(RejectCode.BAD_PATH, f"neither a file name nor base64: {shown(path)}")
     return key
 
 
@@ -93,7 +106,7 @@ def _from_text(text: str, base_key: str, open_file: OpenFile) -> bytes:
     uri = _DATA_URI.match(text)
     if uri:
         return _from_base64(text[uri.end() :])
-    if len(text) >= _MIN_BASE64_CHARS and _BASE64.match(text):
+    if len(text) >= _MIN_BASE64_CHARS and _BASE64.fullmatch(text):
         return _from_base64(text)
     return read_image(resolve(text, base_key=base_key), open_file)
 

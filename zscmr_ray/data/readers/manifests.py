@@ -1,26 +1,27 @@
 """JSON Lines and CSV manifests: a row per item, its image as base64 text or as a path beside the manifest.
 
-A row that does not parse is rejected and the next one read. Paths are resolved by `images.py`.
+A row that does not parse is rejected and the next one read. Paths are resolved by `images.py`, the lines of a CSV file
+made into rows by `csv_rows.py`.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
 
+from zscmr_ray.data.readers.csv_rows import MAX_LINE_CHARS, CsvRows
 from zscmr_ray.data.readers.fields import FieldNames, missing_column, parse_object, resolve_columns
-from zscmr_ray.data.readers.images import MAX_IMAGE_BYTES
+from zscmr_ray.data.readers.quoting import listed
 from zscmr_ray.data.readers.rows import Cells, RowBuilder, row_cells
 from zscmr_ray.data.readers.streams import open_stream
 from zscmr_ray.data.records import NOT_READ, Columns, Field, OpenFile, Record, Reject, RowRejected, ShardSpec
 from zscmr_ray.errors import DataError
 from zscmr_ray.schema import RejectCode
 
-# A line may hold an image in base64.
-_MAX_LINE_BYTES = 2 * MAX_IMAGE_BYTES
+_SKIP_BYTES = 1 << 20
+_MAX_KNOWN_ROWS = 1000
 
 
 def read_jsonl(
@@ -37,7 +38,7 @@ def read_jsonl(
     """
     finder = _FieldFinder(f"shard {spec.key}", columns)
     with open_stream(spec, open_file) as stream:
-        for offset, line in enumerate(_lines(stream, f"shard {spec.key}")):
+        for offset, line in enumerate(_lines(stream)):
             if keep is not None and offset not in keep:
                 continue
             yield builder.build(str(offset), offset, partial(finder.cells, line, spec.key, open_file))
@@ -55,21 +56,28 @@ def read_csv(
 ) -> Iterator[Record | Reject]:
     """Yield the rows of a CSV file with a header line (a .tsv file: tabs) in order.
 
-    Raises DataError for a missing column, a repeated column name, and a quote that never closes.
+    Raises DataError for a missing column, a repeated column name, and quotes that do not pair up.
     """
     where = f"shard {spec.key}"
     with open_stream(spec, open_file) as stream:
         # Bytes that are not UTF-8 become surrogates, which reject the row they are in and no other.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        delimiter = "\t" if ".tsv" in spec.key.lower() else ","
-        rows = _csv_rows(text, delimiter, where)
+        rows = iter(CsvRows(text, delimiter="\t" if ".tsv" in spec.key.lower() else ",", where=where))
         header = next(rows, None)
         if not isinstance(header, list):
             raise DataError(
-                f"{where}: no header line", got="an empty file", expected="a line of column names"
+                f"{where}: no header line",
+                got=header or "an empty file",
+                expected="a line of column names",
+                remedy="write the column names into the first line",
             )
         if len(set(header)) != len(header):
-            raise DataError(f"{where}: repeated column names", got=", ".join(header))
+            raise DataError(
+                f"{where}: repeated column names",
+                got=listed(header),
+                expected="a name for each column",
+                remedy="rename or drop the columns of one name",
+            )
         names = resolve_columns(header, columns, where=where, needs=needs)
         for offset, row in enumerate(rows):
             if keep is None or offset in keep:
@@ -78,13 +86,10 @@ def read_csv(
 
 
 def _csv_cells(
-    row: list[str] | csv.Error, header: Sequence[str], names: FieldNames, key: str, open_file: OpenFile
+    row: list[str] | str, header: Sequence[str], names: FieldNames, key: str, open_file: OpenFile
 ) -> Cells:
-    if isinstance(row, csv.Error):
-        raise RowRejected(RejectCode.UNREADABLE_RECORD, f"not a CSV row: {row}")
-    if len(row) != len(header):
-        reason = f"{len(row)} fields where the header has {len(header)}"
-        raise RowRejected(RejectCode.UNREADABLE_RECORD, reason)
+    if isinstance(row, str):
+        raise RowRejected(RejectCode.UNREADABLE_RECORD, row)
     return row_cells(dict(zip(header, row, strict=True)), names, key, open_file)
 
 
@@ -95,55 +100,38 @@ class _FieldFinder:
         self._where = where
         self._columns = columns
         self._known: dict[tuple[str, ...], FieldNames] = {}
+        self._first: tuple[str, ...] | None = None
+        self._met: set[str] = set()
 
-    def cells(self, line: bytes, key: str, open_file: OpenFile) -> Cells:
-        """Return one line's cells; raises RowRejected for one that is no JSON object."""
+    def cells(self, line: bytes | None, key: str, open_file: OpenFile) -> Cells:
+        """Return one line's cells; raises RowRejected for one that is no JSON object, or None for too long a one."""
+        if line is None:
+            raise RowRejected(RejectCode.UNREADABLE_RECORD, f"a line of more than {MAX_LINE_CHARS} bytes")
         row = parse_object(line, "the line")
         names = tuple(row)
         if names not in self._known:
-            self._known[names] = resolve_columns(
-                names, self._columns, where=self._where, needs=(), unnamed_ok=True
-            )
+            if len(self._known) == _MAX_KNOWN_ROWS:  # rows that all differ must not pile up
+                self._known.clear()
+            found = resolve_columns(names, self._columns, where=self._where, needs=(), unnamed_ok=True)
+            self._known[names] = found
+            self._first = self._first or names
+            self._met.update(field for field in FieldNames._fields if getattr(found, field))
         return row_cells(row, self._known[names], key, open_file)
 
     def check_columns(self) -> None:
         """Raise DataError when rows were read and none had a column that was named in the configuration."""
-        for field in FieldNames._fields if self._known else ():
+        for field in FieldNames._fields if self._first is not None else ():
             wanted = getattr(self._columns, field)
-            if wanted not in {None, NOT_READ} and not any(
-                getattr(names, field) for names in self._known.values()
-            ):
-                raise missing_column(field, wanted, next(iter(self._known)), where=self._where)
+            if wanted not in {None, NOT_READ} and field not in self._met:
+                raise missing_column(field, wanted, self._first or (), where=self._where)
 
 
-def _lines(stream: BinaryIO, where: str) -> Iterator[bytes]:
-    while line := stream.readline(_MAX_LINE_BYTES + 1):
-        if len(line) > _MAX_LINE_BYTES:
-            raise DataError(
-                f"{where}: an endless line", got=f"more than {_MAX_LINE_BYTES} bytes", expected="JSON Lines"
-            )
-        if line.strip():
+def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """Lines, blank ones left out; None for one that is too long, of which no more than a piece is held."""
+    while line := stream.readline(MAX_LINE_CHARS + 1):
+        if len(line) > MAX_LINE_CHARS:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_SKIP_BYTES)
+            yield None
+        elif line.strip():
             yield line
-
-
-def _csv_rows(text: io.TextIOWrapper, delimiter: str, where: str) -> Iterator[list[str] | csv.Error]:
-    """Rows, blank ones left out; a row that does not parse comes as its error, and reading goes on after it."""
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE_BYTES))
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                raise DataError(
-                    f"{where}: the file ends inside a quoted field",
-                    got=f"a quote before line {reader.line_num} that never closes",
-                    expected="a complete CSV file",
-                    remedy="write the file again, or double the quotes inside fields",
-                ) from error
-            yield error
-            continue
-        if row:
-            yield row

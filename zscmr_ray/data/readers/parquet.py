@@ -1,7 +1,8 @@
 """Parquet shards: only the mapped columns are read, row group by row group.
 
 Images are binary cells, {bytes, path} structs as Hugging Face datasets write them, or paths. Integer labels become
-the class names that a Hugging Face schema declares for them.
+the class names that a Hugging Face schema declares for them. Extension types are read as what they are stored as:
+nothing is unpickled, whatever types the process has registered. How much is decoded at a time is `parquet_memory.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zscmr_ray.data.readers.fields import UNDECODABLE, FieldNames, resolve_columns
+from zscmr_ray.data.readers.parquet_memory import rows_at_a_time
+from zscmr_ray.data.readers.quoting import printable, shown
 from zscmr_ray.data.readers.rows import RowBuilder, row_cells
 from zscmr_ray.data.readers.streams import open_stream
 from zscmr_ray.data.records import Columns, Field, OpenFile, Record, Reject, ShardSpec
 from zscmr_ray.errors import DataError
 
-_BATCH_ROWS = 256
 _HUGGING_FACE_KEY = b"huggingface"
+# pyarrow raises these for damage: its own, and Python's for names and numbers that it hands on unread.
+_FAULTS = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError)
 
 
 def read_parquet(
@@ -38,24 +42,37 @@ def read_parquet(
     with open_stream(spec, open_file) as stream:
         try:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+            schema = file.schema_arrow
+            num_rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        except _FAULTS as error:
             raise _damaged(where, "no readable footer", error) from error
-        schema = file.schema_arrow
+        if num_rows != file.metadata.num_rows:
+            raise _damaged(where, f"{num_rows} rows in row groups of {file.metadata.num_rows} in all", None)
         names = resolve_columns(schema.names, columns, where=where, needs=needs)
         builder = RowBuilder(
             spec, columns, needs=needs, with_images=with_images, class_names=_class_names(schema, names.label)
         )
-        for offset, row in _rows(file, names, where=where, keep=keep, with_images=with_images):
+        _refuse_nested_extensions(schema, names, where)
+        for offset, row in _rows(
+            file, names, file_bytes=spec.size_bytes, where=where, keep=keep, with_images=with_images
+        ):
             yield builder.build(str(offset), offset, partial(row_cells, row, names, spec.key, open_file))
 
 
 def _rows(
-    file: Any, names: FieldNames, *, where: str, keep: frozenset[int] | None, with_images: bool
+    file: Any,
+    names: FieldNames,
+    *,
+    file_bytes: int,
+    where: str,
+    keep: frozenset[int] | None,
+    with_images: bool,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     wanted = list(dict.fromkeys(name for name in names if name and (with_images or name != names.image)))
     offset = 0
     for group in range(file.num_row_groups):
-        num_rows = file.metadata.row_group(group).num_rows
+        metadata = file.metadata.row_group(group)
+        num_rows = metadata.num_rows
         end = offset + num_rows
         if keep is not None and keep.isdisjoint(range(offset, end)):
             offset = end
@@ -65,26 +82,29 @@ def _rows(
             offset = end
             continue
         try:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted):
+            batch_rows = rows_at_a_time(metadata, file_bytes=file_bytes, where=where)
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=wanted):
                 picked = [row for row in range(batch.num_rows) if keep is None or offset + row in keep]
                 rows = batch.take(picked) if len(picked) < batch.num_rows else batch
                 for row, values in zip(picked, _values(rows), strict=True):
                     yield offset + row, values
                 offset += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except _FAULTS as error:
             raise _damaged(where, f"row group {group} is unreadable", error) from error
         if offset != end:
             raise _damaged(where, f"row group {group} has {num_rows + offset - end} of {num_rows} rows", None)
 
 
 def _values(batch: Any) -> list[dict[str, Any]]:
+    columns = [_stored(column) for column in batch.columns]
+    plain = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        # One bad string spoils the whole batch; cell by cell it spoils its row only.
+        return plain.to_pylist()
+    except (UnicodeDecodeError, ValueError, OverflowError):
+        # One bad cell spoils the whole batch; cell by cell it spoils its row only.
         return [
-            {name: _value(batch.column(name)[row]) for name in batch.schema.names}
-            for row in range(batch.num_rows)
+            {name: _value(column[row]) for name, column in zip(plain.schema.names, columns, strict=True)}
+            for row in range(plain.num_rows)
         ]
 
 
@@ -93,6 +113,34 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError:
         return UNDECODABLE
+    except (ValueError, OverflowError):
+        # A date of the year 30,000: no Python value, and no text or picture. Rejected as what it is.
+        return scalar.type
+
+
+def _stored(column: Any) -> Any:
+    return column.storage if isinstance(column.type, pa.BaseExtensionType) else column
+
+
+def _refuse_nested_extensions(schema: Any, names: FieldNames, where: str) -> None:
+    for name in filter(None, names):
+        kind = schema.field(name).type
+        inner = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        if _has_extension(inner):
+            raise DataError(
+                f"{where}: column {shown(name)} has an extension type inside",
+                got=shown(str(kind)),
+                expected="text, numbers, binary, and lists or structs of them",
+                remedy="write the column with plain types, or name another with --set data.columns",
+            )
+
+
+def _has_extension(kind: Any) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has_extension(kind.value_type)
+    return any(_has_extension(kind.field(child).type) for child in range(kind.num_fields))
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:
@@ -113,7 +161,7 @@ def _class_names(schema: Any, label: str | None) -> list[str] | None:
 def _damaged(where: str, what: str, error: Exception | None) -> DataError:
     return DataError(
         f"{where}: {what}",
-        got=str(error)[:300] if error else None,
+        got=printable(str(error)) if error else "counts that contradict each other",
         expected="a complete parquet file",
         remedy="copy or write the shard again",
     )

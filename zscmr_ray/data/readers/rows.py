@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from zscmr_ray.data.readers.fields import FieldNames, captions_of, check_text, id_of, labels_of, partition_of
+from zscmr_ray.data.readers.fields import FieldNames, captions_of, check_id, id_of, labels_of, partition_of
 from zscmr_ray.data.readers.images import image_of
+from zscmr_ray.data.readers.quoting import printable
 from zscmr_ray.data.records import NOT_READ, Columns, Field, OpenFile, Record, Reject, RowRejected, ShardSpec
 from zscmr_ray.schema import RejectCode
+
+_MAX_KEY_CHARS = 1024
 
 
 @dataclass(slots=True)
@@ -69,11 +72,11 @@ class RowBuilder:
 
     def reject(self, key: str | None, offset: int, rejected: RowRejected) -> Reject:
         """Return the reject of a row whose cells could not even be found."""
-        printable = None if key is None else key.encode("utf-8", "backslashreplace").decode()
-        return Reject(self._spec.key, printable, offset, "read", rejected.code, rejected.reason)
+        name = None if key is None else printable(key, max_chars=_MAX_KEY_CHARS)
+        return Reject(self._spec.key, name, offset, "read", rejected.code, printable(rejected.reason))
 
     def _record(self, key: str, offset: int, cells_of: Callable[[], Cells]) -> Record:
-        check_text(key, RejectCode.BAD_ID)
+        check_id(key)
         cells = cells_of()
         item_id = id_of(cells.id) if self._has_ids else None
         self._claim(key if item_id is None else item_id)

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
+from zscmr_ray.data.readers.quoting import shown
 from zscmr_ray.errors import DataError
 
 BLOCK_BYTES = 512
 _ZEROS = bytes(BLOCK_BYTES)
 _MAX_EXTENSION_BYTES = 1 << 20
+# Beyond it no file system would seek; nor is there such a picture.
+_MAX_MEMBER_BYTES = 1 << 40
 _COPY_BYTES = 1 << 20
+_MAX_LENGTH_DIGITS = 10
 _SKIPPED = {b"K", b"D", b"V"}  # long link names, directory dumps, volume labels: no file contents
 _UNSUPPORTED = {b"S": "a sparse file", b"M": "a multi-volume archive", b"N": "an old long-name table"}
 _NO_CONTENTS = {
@@ -71,7 +75,7 @@ class TarStream:
             if block is None:
                 return None
             kind = block[156:157]
-            self._enter(self._number(block[124:136], position))
+            self._enter(self._size(self._number(block[124:136], position), position))
             if kind in _UNSUPPORTED:
                 self._damaged(position, _UNSUPPORTED[kind])
             elif kind in {b"x", b"X", b"g"}:
@@ -94,9 +98,10 @@ class TarStream:
         if problem:
             self._enter(0)
         elif "size" in overrides:
-            if not overrides["size"].isdecimal():
-                self._damaged(position, f"a pax size {overrides['size']!r}")
-            self._enter(int(overrides["size"]))
+            digits = overrides["size"]
+            if not digits.isdecimal() or len(digits) > len(str(_MAX_MEMBER_BYTES)):
+                self._damaged(position, f"a pax size {shown(digits)}")
+            self._enter(self._size(int(digits), position))
         name = overrides.get("path") or _ustar_name(block)
         return TarMember(name, self._unread, position, problem)
 
@@ -124,17 +129,20 @@ class TarStream:
                 )
 
     def _pax_records(self, position: int) -> dict[str, str]:
-        data, records = self._extension(position), {}
-        while data.strip(b"\0"):
-            length, _, rest = data.partition(b" ")
-            end = int(length) if length.isdigit() and len(length) < 10 else 0
-            record, data = rest[: max(0, end - len(length) - 1)], data[end:]
-            name, equals, value = record.partition(b"=")
-            if not end or not equals or not value.endswith(b"\n"):
+        """The records that matter here; others are checked and passed over, as there may be a million of them."""
+        data, records, at = self._extension(position).rstrip(b"\0"), {}, 0
+        while at < len(data):
+            blank = data.find(b" ", at, at + _MAX_LENGTH_DIGITS)
+            digits = data[at:blank]
+            end = at + int(digits) if blank > 0 and digits.isdigit() else 0
+            name, equals, value = data[blank + 1 : end].partition(b"=")
+            if end <= blank or not equals or not value.endswith(b"\n"):
                 self._damaged(position, "a pax header that does not parse")
             if name.startswith(b"GNU.sparse"):
                 self._damaged(position, "a sparse file")
-            records[_text(name)] = _text(value[:-1])
+            if name in {b"path", b"size"}:
+                records[name.decode()] = _text(value[:-1])
+            at = end
         return records
 
     def _extension(self, position: int) -> bytes:
@@ -149,6 +157,11 @@ class TarStream:
         if digits.strip(b"01234567"):
             self._damaged(position, f"a number field {field!r}")
         return int(digits or b"0", 8)
+
+    def _size(self, size_bytes: int, position: int) -> int:
+        if size_bytes > _MAX_MEMBER_BYTES:
+            self._damaged(position, f"a member of {size_bytes} bytes")
+        return size_bytes
 
     def _enter(self, size_bytes: int) -> None:
         self._unread = size_bytes

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from zscmr_ray.data.readers.fields import decode_text, detect, missing_column, parse_object
+from zscmr_ray.data.readers.fields import MAX_TEXT_BYTES, decode_text, detect, missing_column, parse_object
 from zscmr_ray.data.readers.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, checked
+from zscmr_ray.data.readers.quoting import listed, shown
 from zscmr_ray.data.readers.rows import Cells, RowBuilder
 from zscmr_ray.data.readers.streams import open_stream
 from zscmr_ray.data.readers.tar import TarMember, TarStream
@@ -20,6 +21,8 @@ from zscmr_ray.errors import DataError
 from zscmr_ray.schema import RejectCode
 
 _IMAGE_EXTENSIONS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+# What one sample may hold in memory: pictures of a dozen views, all but one of them unused.
+_MAX_SAMPLE_BYTES = 2 * MAX_IMAGE_BYTES
 _NAMED = ("id", "image", "caption", "label", "partition")
 
 
@@ -32,6 +35,7 @@ class _Sample:
     position: int
     members: dict[str, bytes | None] = field(default_factory=dict)
     problem: str | None = None
+    num_bytes: int = 0
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -79,6 +83,8 @@ class _SampleReader:
             name: value for name in _NAMED if (value := getattr(columns, name)) not in {None, NOT_READ}
         }
         self._not_read = {name for name in _NAMED if getattr(columns, name) == NOT_READ}
+        self._named_extensions = {value.lower() for value in self._named.values()}
+        self._named_image = self._named.get("image", "").lower()
         self._unmet = dict(self._named)
         self._first_names: list[str] = []
 
@@ -107,6 +113,7 @@ class _SampleReader:
                 f"{self._where}: no samples in the archive",
                 got=f"{num_loose} members, all hidden or without an extension",
                 expected="members named <key>.jpg, <key>.txt, <key>.json ...",
+                remedy="name the members so, or remove the shard",
             )
 
     def cells(self, sample: _Sample) -> Cells:
@@ -140,8 +147,8 @@ class _SampleReader:
     ) -> None:
         if key in places and (sample is None or key != sample.key):
             raise DataError(
-                f"{self._where} is not sorted: the members of sample {key!r} are not together",
-                got=f"{member.name!r} at byte {member.position}, the sample's first member at byte {places[key]}",
+                f"{self._where} is not sorted: the members of sample {shown(key)} are not together",
+                got=f"{shown(member.name)} at byte {member.position}, the sample's first member at byte {places[key]}",
                 expected="all members of a sample one after another",
                 remedy="write the archive again with its names sorted (GNU tar: --sort=name)",
             )
@@ -150,17 +157,20 @@ class _SampleReader:
         sample.members[extension] = None
         if not self._wants(sample) or not self._is_read(extension):
             return
+        is_image = _is_image(extension) or extension == self._named_image
+        max_bytes = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
+        sample.num_bytes += member.size_bytes
         if member.problem:
-            sample.problem = f"member {member.name!r} is {member.problem}"
-        elif member.size_bytes > MAX_IMAGE_BYTES:
-            sample.problem = f"member {member.name!r} has {member.size_bytes} bytes"
+            sample.problem = f"member {shown(member.name)} is {member.problem}"
+        elif member.size_bytes > max_bytes or sample.num_bytes > _MAX_SAMPLE_BYTES:
+            sample.problem = f"member {shown(member.name)} has {member.size_bytes} bytes, at most {max_bytes}"
         else:
             sample.members[extension] = tar.read()
 
     def _is_read(self, extension: str) -> bool:
-        if extension.rpartition(".")[2] in _IMAGE_EXTENSIONS or extension == self._named.get("image"):
+        if _is_image(extension) or extension == self._named_image:
             return self._with_images
-        return extension in {"txt", "cls", "json"} or extension in self._named.values()
+        return extension in {"txt", "cls", "json"} or extension in self._named_extensions
 
     def _image_extension(self, sample: _Sample) -> str | None:
         if "image" in self._not_read:
@@ -171,11 +181,11 @@ class _SampleReader:
                 self._unmet.pop("image", None)
             return wanted if wanted in sample.members else None
         exact = [name for name in sample.members if name in _IMAGE_EXTENSIONS]
-        found = exact or [name for name in sample.members if name.rpartition(".")[2] in _IMAGE_EXTENSIONS]
+        found = exact or [name for name in sample.members if _is_image(name)]
         if len(found) > 1:
             raise DataError(
                 f"{self._where}: which member holds the image is ambiguous",
-                got=f"sample {sample.key!r} has {', '.join(found)}",
+                got=f"sample {shown(sample.key)} has {listed(found)}",
                 expected="one image a sample",
                 remedy=f"--set data.columns.image={found[0]} (or another extension)",
             )
@@ -200,3 +210,7 @@ class _SampleReader:
             return decode_text(data, f"the .{member} member")
         name = wanted or (detect(field_name, list(fields), where=self._where) if fields else None)
         return None if name is None else fields.get(name)
+
+
+def _is_image(extension: str) -> bool:
+    return extension.rpartition(".")[2] in _IMAGE_EXTENSIONS

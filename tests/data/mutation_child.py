@@ -1,0 +1,93 @@
+"""A process of its own that reads mutants and says how each ended, so that a crash, a hang or a leak is a finding.
+
+`python -m tests.data.mutation_child <suite> <num> <seed> <journal>`: the last line of the journal is the mutant being
+read, for the parent to name when this process dies. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import resource
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.data.mutate import mutants
+from tests.data.mutation_pictures import pictures
+from zscmr_ray.data.decode import ImageRejected, decode_image
+from zscmr_ray.schema import RejectCode
+
+# No mutant takes a second; the bound is for loops that never end, on a machine that may be busy.
+SECONDS_A_CASE = 120
+MAX_GROWTH_MB = 300
+
+Case = tuple[str, Callable[[], str]]
+
+
+def picture_cases(num: int, seed: int) -> Iterator[Case]:
+    """Decode mutants of every kind of picture; a thunk returns `decoded` or the reject code, and raises for a fault."""
+    for name, specimen in pictures().items():
+        every = mutants(specimen.data, num, seed=seed, places=specimen.places, repair=specimen.repair)
+        for number, mutant in enumerate(every):
+
+            def check(data: bytes = mutant.data) -> str:
+                try:
+                    image = decode_image(
+                        data,
+                        size_px=32,
+                        crop_fraction=0.875,
+                        interpolation="bicubic",
+                        max_pixels=1_000_000,
+                        thumbnail_px=32,
+                    )
+                except ImageRejected as rejected:
+                    assert rejected.code in RejectCode and 0 < len(rejected.reason) <= 400
+                    rejected.reason.encode()
+                    return rejected.code.value
+                assert image.pixels_HW3.shape == (32, 32, 3) and image.width_px * image.height_px <= 1_000_000
+                return "decoded"
+
+            yield f"{name} {number} {mutant.how} at {mutant.start}", check
+
+
+def run(cases: Iterator[Case], journal: Path) -> dict[str, object]:
+    """Run every case; a fault is one that raised, or that made the process grow."""
+    outcomes: dict[str, Counter[str]] = {}
+    faults: list[str] = []
+    with journal.open("w", buffering=1) as log:
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for name, check in cases:
+            log.write(name + "\n")
+            faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
+            group = outcomes.setdefault(name.split()[0], Counter())
+            try:
+                group[check()] += 1
+            except Exception:
+                group["FAULT"] += 1
+                faults.append(f"{name}\n{traceback.format_exc(limit=-3)}")
+            now_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            if now_kb - peak_kb > MAX_GROWTH_MB << 10:
+                faults.append(f"{name} grew the process by {(now_kb - peak_kb) >> 10} MB")
+            peak_kb = now_kb
+    faulthandler.cancel_dump_traceback_later()
+    return {"outcomes": outcomes, "faults": faults, "peak_mb": peak_kb >> 10}
+
+
+def main() -> None:
+    """Run one suite."""
+    from tests.data import mutation_shards
+
+    suite, num, seed, journal = sys.argv[1:]
+    faulthandler.enable()
+    # As in production: damaged metadata makes PIL warn, not fail.
+    warnings.simplefilter("ignore")
+    suites = {"pictures": picture_cases, **mutation_shards.SUITES}
+    print(json.dumps(run(suites[suite](int(num), int(seed)), Path(journal))))
+
+
+if __name__ == "__main__":
+    main()
