@@ -31,6 +31,7 @@ def fgan_paper() -> Config:
             "rounding": "floor",
             "eval_selection": "hard",
         },
+        loss={"negatives": "hardest"},
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zscmr_ray.losses.fgcl import collapse_value, fgcl, is_collapsed
+from zscmr_ray.losses.fgcl import Negatives, collapse_value, fgcl, is_collapsed
 from zscmr_ray.losses.relations import make_relations
 
 
@@ -17,7 +17,9 @@ def unit(num_rows: int, seed: int, *, width: int = 5) -> Tensor:
     )
 
 
-def naive(image: Tensor, text: Tensor, labels: list[set[str]], same: set[tuple[int, int]]) -> float:
+def naive(
+    image: Tensor, text: Tensor, labels: list[set[str]], same: set[tuple[int, int]], kind: str
+) -> float:
     """The equations, in dumb loops; `same` holds the pairs of rows with equal contents."""
     size, total = len(labels), 0.0
     for queries, items in ((image, text), (text, image)):
@@ -29,13 +31,15 @@ def naive(image: Tensor, text: Tensor, labels: list[set[str]], same: set[tuple[i
             far = [distances[j] for j in others if not labels[i] & labels[j]]
             near = [distances[j] for j in others if labels[i] & labels[j]]
             if far:
-                negatives.append(max(0.0, own - min(far) + 0.7))
+                hinges = [max(0.0, own - distance + 0.7) for distance in far]
+                negatives.append(max(hinges) if kind == "hardest" else sum(hinges) / len(hinges))
             if near:
                 weaks.append(max(0.0, own - max(near) + 0.3))
         total += sum(negatives) / max(1, len(negatives)) + 0.1 * sum(weaks) / max(1, len(weaks))
     return total / 2
 
 
+@pytest.mark.parametrize("negatives", ["hardest", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
     "labels",
@@ -46,12 +50,12 @@ def naive(image: Tensor, text: Tensor, labels: list[set[str]], same: set[tuple[i
         ["a", "a", "a", "a", "a", "a"],
     ],
 )
-def test_agrees_with_loops(labels: list[str], dtype: torch.dtype) -> None:
+def test_agrees_with_loops(labels: list[str], dtype: torch.dtype, negatives: Negatives) -> None:
     image, text = unit(6, 1).to(dtype), unit(6, 2).to(dtype)
     captions = ["p", "q", "r", "p", "s", "t"]
     relations = make_relations([tuple(names) for names in labels], caption_keys=captions)
-    expected = naive(image.float(), text.float(), [set(names) for names in labels], {(0, 3)})
-    assert fgcl(image, text, relations).total.item() == pytest.approx(expected, abs=1e-5)
+    expected = naive(image.float(), text.float(), [set(names) for names in labels], {(0, 3)}, negatives)
+    assert fgcl(image, text, relations, negatives=negatives).total.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_is_symmetric_in_its_sides() -> None:

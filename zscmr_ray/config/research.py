@@ -51,6 +51,11 @@ class LossSection(Section):
         0.3, "output", "m2: the farthest same-class non-pair stays this much farther", ge=0
     )
     weak_weight: float = setting(0.1, "output", "w: weight of the same-class term", ge=0)
+    negatives: Literal["hardest", "mean"] = setting(
+        "mean",
+        "output",
+        "the hardest negative of each row (published; collapses), or every one's hinge averaged",
+    )
     fgla_weight: float = setting(1.0, "output", "weight of the label alignment", ge=0)
     reconstruction_weight: float = setting(1.0, "output", "weight of the VAE reconstruction", ge=0)
     kl_weight: float = setting(1e-4, "output", "weight of the VAE KL term", ge=0)

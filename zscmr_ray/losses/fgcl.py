@@ -1,7 +1,8 @@
 """FGCL, the fine-grained contrastive loss (SCIENCE 2), on the cosine distances of the global batch, both directions.
 
 With d_ij = 1 - cos(query_i, item_j), y the classes and i the query:
-    neg_i  = relu(d_ii - min_{j: y_j != y_i} d_ij + m1)           mean over rows that have a negative
+    neg_i  = relu(d_ii - min_{j: y_j != y_i} d_ij + m1)           mean over rows that have a negative   ("hardest")
+           or the mean over j: y_j != y_i of relu(d_ii - d_ij + m1)                                     ("mean", ours)
     weak_i = relu(d_ii - max_{j != i: y_j = y_i} d_ij + m2)       mean over rows that have a same-class non-pair
     FGCL   = the mean over image -> text and text -> image of  mean(neg) + w mean(weak)
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from zscmr_ray.losses.relations import Relations
 
 _RELEASED_SENTINEL = 100.0
+Negatives = Literal["hardest", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +49,43 @@ def fgcl(
     negative_margin: float = 0.7,
     weak_margin: float = 0.3,
     weak_weight: float = 0.1,
+    negatives: Negatives = "hardest",
     without_negative: Literal["left_out", "sentinel"] = "left_out",
     weak_rows: Literal["by_relation", "by_distance"] = "by_relation",
 ) -> Fgcl:
     """Compute FGCL of unit embeddings [B, D] of a global batch, of any float type, in float32.
 
+    `negatives="hardest"` is published; on a batch of 64 it drives all embeddings to one point before it can order them,
+    and `"mean"`, every negative's own hinge averaged, does not (docs/science.md, with the figures).
     `weak_weight=0` leaves the same-class term out. `without_negative="sentinel"` is defect 9 (rows without a negative
     get the distance 100 and count with a loss of 0), `weak_rows="by_distance"` is defect 10 (a same-class non-pair at
     distance 0 is taken for none).
     """
     distance_BB = 1.0 - image_BD.float() @ text_BD.float().T
-    negatives, weaks = [], []
+    negative_terms, weak_terms = [], []
     for query_BB in (distance_BB, distance_BB.T):
-        negatives.append(_negative(query_BB, relations.negative_BB, negative_margin, without_negative))
+        if negatives == "hardest":
+            term = _hardest(query_BB, relations.negative_BB, negative_margin, without_negative)
+        else:
+            term = _every(query_BB, relations.negative_BB, negative_margin)
+        negative_terms.append(term)
         if weak_weight > 0:
-            weaks.append(_weak(query_BB, relations.weak_BB, weak_margin, weak_rows))
-    negative = torch.stack(negatives).mean()
-    weak = torch.stack(weaks).mean() if weaks else torch.zeros_like(negative)
+            weak_terms.append(_weak(query_BB, relations.weak_BB, weak_margin, weak_rows))
+    negative = torch.stack(negative_terms).mean()
+    weak = torch.stack(weak_terms).mean() if weak_terms else torch.zeros_like(negative)
     num_negative, num_weak = (m.any(dim=1).sum() for m in (relations.negative_BB, relations.weak_BB))
     at_one_point = negative_margin * (num_negative > 0) + weak_weight * weak_margin * (num_weak > 0)
-    total = negative + weak_weight * weak if weaks else negative
+    total = negative + weak_weight * weak if weak_terms else negative
     return Fgcl(total, negative.detach(), weak.detach(), num_negative, num_weak, at_one_point.float())
 
 
-def _negative(distance_BB: Tensor, negative_BB: Tensor, margin: float, missing: str) -> Tensor:
+def _every(distance_BB: Tensor, negative_BB: Tensor, margin: float) -> Tensor:
+    hinges_BB = torch.relu(distance_BB.diagonal()[:, None] - distance_BB + margin) * negative_BB
+    num_B = negative_BB.sum(dim=1)
+    return _mean_of(hinges_BB.sum(dim=1) / num_B.clamp_min(1), num_B > 0)
+
+
+def _hardest(distance_BB: Tensor, negative_BB: Tensor, margin: float, missing: str) -> Tensor:
     nothing = _RELEASED_SENTINEL if missing == "sentinel" else torch.inf
     hardest_B = distance_BB.masked_fill(~negative_BB, nothing).amin(dim=1)
     terms_B = torch.relu(distance_BB.diagonal() - hardest_B + margin)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zscmr_ray.errors import ConfigError
-from zscmr_ray.losses.fgcl import fgcl
+from zscmr_ray.losses.fgcl import Negatives, fgcl
 from zscmr_ray.losses.fgla import FglaWeights, fgla
 from zscmr_ray.losses.relations import Relations
 from zscmr_ray.models.base import LABEL, REGION, AlignmentModel, SideOutput, VectorBlock
@@ -72,6 +72,7 @@ class FganSettings:
     negative_margin: float = 0.7
     weak_margin: float = 0.3
     weak_weight: float = 0.1
+    negatives: Negatives = "hardest"
     fgla_weight: float = 1.0
     reconstruction_weight: float = 1.0
     kl_weight: float = 1e-4
@@ -215,6 +216,7 @@ class Fgan(AlignmentModel):
                 negative_margin=settings.negative_margin,
                 weak_margin=settings.weak_margin,
                 weak_weight=settings.weak_weight,
+                negatives=settings.negatives,
                 without_negative="sentinel" if settings.defect == 9 else "left_out",
                 weak_rows="by_distance" if settings.defect == 10 else "by_relation",
             )
