@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.stages.corpus import good_samples, write_tar
-from tests.stages.in_process import in_process  # noqa: F401  a fixture
+from tests.stages.inline_executor import inline_plane  # noqa: F401  a fixture
 from tests.tiny_duals import write_clip
 from zscmr_ray.cli import stages
 from zscmr_ray.cli.main import run
 
 
 @pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch, in_process: None) -> None:  # noqa: F811
+def no_ray(monkeypatch: pytest.MonkeyPatch, inline_plane: None) -> None:  # noqa: F811
     """Stages without a Ray: their jobs run in this process."""
     monkeypatch.setattr(stages, "ray_session", lambda _section: contextlib.nullcontext())
 

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.stages.corpus import corpus_config, good_samples, jpeg, write_tar
-from tests.stages.in_process import run_in_process
+from tests.stages.inline_executor import InlineExecutor
 from tests.tiny_duals import write_clip
 from zscmr_ray.config import Config
 from zscmr_ray.errors import ConfigError, DataError, RefusedError
@@ -22,7 +22,7 @@ from zscmr_ray.serving.routes import http_app
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.embed import run_embed
 from zscmr_ray.stages.index import run_index
-from zscmr_ray.stages.plane import run as plane_run
+from zscmr_ray.stages.plane import on_ray
 
 NUM_ITEMS = 12
 
@@ -38,7 +38,7 @@ def indexed(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("search")
     write_tar(root / "shards/a.tar", good_samples(0, NUM_ITEMS))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plane_run, "run_plane", run_in_process)
+        patch.setattr(on_ray, "RayExecutor", InlineExecutor)
         run_embed(corpus_config(root, embed={"model": f"hf:{clip}"}))
     config = corpus_config(root)
     run_index(config)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.stages.corpus import bad_samples, corpus_config, good_samples, write_tar
-from tests.stages.in_process import in_process  # noqa: F401  a fixture
+from tests.stages.inline_executor import inline_plane  # noqa: F401  a fixture
 from tests.stages.numbers import digests
 from tests.stages.small_run import write_checkpoint
 from tests.tiny_duals import DIM, write_clip
@@ -31,7 +31,7 @@ from zscmr_ray.stages.preprocess import run_preprocess
 from zscmr_ray.stages.shards.source import ShardSource
 from zscmr_ray.stages.train import run_train
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = pytest.mark.usefixtures("inline_plane")
 
 SHARDS = {"a.tar": 40, "sub/b.tar": 5}
 NUM_CAPTIONS = sum(1 + row % 3 for rows in SHARDS.values() for row in range(rows))
