@@ -92,7 +92,8 @@ def open_stage(
         if complete is not None and complete.key == key and update is not Update.RETRY:
             yield Claim(store, key, complete=complete)
             return
-    with take_lease(store, key.stage) as lease:
+    with take_lease(store, key.stage, **({"update": str(update)} if update is not None else {})) as lease:
+        store.sweep()
         if overwrite:
             clear(store)
         elif store.exists(f"{UPDATE}/{MANIFEST}"):
@@ -165,7 +166,8 @@ def _switch(store: Store, lease: Lease) -> None:
         lease.fence.check()
         write_manifest(store, manifest)
         store.write_json(STAGE_MARK, manifest.key.model_dump())
-    prepared.delete(MANIFEST)
+    # The prepared manifest last: as long as it is there, whoever comes next gets here again.
+    _for_all(prepared.delete, [info.key for info in prepared.list() if info.key != MANIFEST])
     prepared.delete_tree()
 
 

@@ -144,8 +144,8 @@ class Lease:
             print(f"{self.note.stage}: the lease was not renewed: {error}", file=sys.stderr)
 
 
-def take_lease(store: Store, stage: str) -> Lease:
-    """Become the directory's one driver.
+def take_lease(store: Store, stage: str, **progress: Any) -> Lease:
+    """Become the directory's one driver; `progress` is noted at once (later: `Lease.report`).
 
     Takes over at once what was given back, or whose process has died on this machine: a dead process writes nothing,
     and the workers it may leave behind for a moment are fenced off by the new number. Raises RefusedError, naming the
@@ -155,7 +155,7 @@ def take_lease(store: Store, stage: str) -> Lease:
         newest = read_lease(store)
         if newest is not None and _is_held(store, newest):
             raise _held(store, newest)
-        note = _new_note(stage, epoch=max(_epochs(store), default=0) + 1)
+        note = _new_note(stage, epoch=max(_epochs(store), default=0) + 1, progress=progress)
         if store.create_bytes(_key(note.epoch), note.model_dump_json(indent=2).encode()):
             for epoch in _epochs(store):
                 if epoch < note.epoch:
@@ -208,7 +208,7 @@ def _held(store: Store, note: LeaseNote) -> RefusedError:
     )
 
 
-def _new_note(stage: str, *, epoch: int) -> LeaseNote:
+def _new_note(stage: str, *, epoch: int, progress: dict[str, Any]) -> LeaseNote:
     now_s = time.time()
     return LeaseNote(
         epoch=epoch,
@@ -220,6 +220,7 @@ def _new_note(stage: str, *, epoch: int) -> LeaseNote:
         process=_process_name(),
         since_s=now_s,
         renewed_s=now_s,
+        progress=progress,
     )
 
 

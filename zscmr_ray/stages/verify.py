@@ -19,13 +19,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from zscmr_ray.claim import UPDATE
 from zscmr_ray.config.operator import OWN_CHECKPOINT
 from zscmr_ray.errors import DataError
+from zscmr_ray.lease import read_lease
 from zscmr_ray.manifest import Manifest, ShardRecord, read_manifest
 from zscmr_ray.schema import SCHEMA_VERSION
 from zscmr_ray.stages import stage_directories
-from zscmr_ray.stages.plane.commit import COMMITS, commit_key
 from zscmr_ray.stages.verify_ids import IdPartitions
 from zscmr_ray.stages.verify_parts import PartCheck, check_part
 from zscmr_ray.storage import Store
@@ -127,18 +126,19 @@ def _check_listing(store: Store, manifest: Manifest, report: StageReport) -> Non
     # Missing parts are found when they are opened.
     listed = {part.name for part in manifest.parts}
     keys = {info.key for info in store.list()}
-    unfinished = 0
-    for key in sorted(keys - listed):
-        if key.startswith("_") or not PurePosixPath(key).name.startswith("part-"):
-            continue
-        if commit_key(PurePosixPath(key).name) in keys:
-            unfinished += 1
-        else:
-            report.violations.append(f"{key}: a part that is not in the manifest")
-    if unfinished or any(key.startswith((f"{COMMITS}/", f"{UPDATE}/")) for key in keys):
+    strays = [
+        key
+        for key in sorted(keys - listed)
+        if PurePosixPath(key).name.startswith("part-") and not key.startswith("_")
+    ]
+    lease = read_lease(store)
+    if lease is not None and (lease.error is not None or not lease.ended):
+        # Of an update that runs or did not come to its end; the state before it is what the manifest describes.
         report.notes.append(
-            f"an update is unfinished ({unfinished} parts wait for it): run its command again"
+            f"an update is unfinished ({len(strays)} new parts so far): its command goes on with it"
         )
+    else:
+        report.violations += [f"{key}: a part that is not in the manifest" for key in strays]
 
 
 def _check_ids(store: Store, manifest: Manifest, ids: IdPartitions, report: StageReport) -> None:

@@ -48,10 +48,7 @@ def run_directory(
         if claim.complete is not None:
             _clear_leftovers(store, claim.complete)
             return claim.complete, True
-        assert claim.lease is not None
-        claim.lease.report(update=None if claim.before is None else str(update))
         job = prepare()
-        store.sweep()
         if claim.before is None:
             commits = run_plane(job, lease=claim.lease, config_hash=key.config_hash)
             return finish_stage(claim, commits, info=info), False
