@@ -119,6 +119,24 @@ def test_a_second_run_returns_at_once(config: Config, done: StageResult) -> None
     assert run_embed(config) == dataclasses.replace(done, skipped=True)
 
 
+def test_raw_shards_on_ray_give_the_same_bytes_for_any_width(
+    config: Config, done: StageResult, tmp_path: Path
+) -> None:
+    """No pairs in the run: decoding and encoding scale apart, and the vectors are those of cached features."""
+    seen = []
+    for num_encoders in (1, 2):
+        embed = {"model": config.data.run_uri, "num_encoders": num_encoders}
+        data = {"run_uri": str(tmp_path / f"{num_encoders}")}
+        raw = corpus_config(Path(config.data.input_uri).parent, data=data, embed=embed)
+        result = run_embed(raw)
+        assert result.info["features"] == "computed" and result.counts["image"] == 45
+        for side in ("image", "text"):
+            for one, other in zip(tables(raw, side), tables(config, side), strict=True):
+                assert one.num_rows and one.equals(other)
+        seen.append(digests(stage_store(raw, "embed")))
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.parametrize("side", ["image_backbone", "text_backbone"])
 def test_features_of_other_weights_are_refused_with_both_hashes(
     config: Config, tmp_path: Path, side: str

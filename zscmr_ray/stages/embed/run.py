@@ -11,6 +11,7 @@ from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.plane.directory import run_directory
 
 if TYPE_CHECKING:
+    from zscmr_ray.stages.embed.plan import EmbedPlan
     from zscmr_ray.stages.plane.run import PlaneJob
 
 STAGE = "embed"
@@ -24,7 +25,6 @@ def run_embed(config: Config, *, overwrite: bool = False, update: Update | None 
     from other backbones than the model's and no image was kept; DataError naming shards that could not be read.
     """
     # Here and not above: torch costs seconds, and decode workers import this package too.
-    from zscmr_ray.stages.embed.encoder import IMAGE, BuildVectorEncoder
     from zscmr_ray.stages.embed.plan import plan_embed
 
     plan = plan_embed(config)
@@ -32,29 +32,35 @@ def run_embed(config: Config, *, overwrite: bool = False, update: Update | None 
     info = plan.describe() | {"model": plan.place.name, "sides": list(plan.sides)}
 
     def prepare() -> PlaneJob:
-        from zscmr_ray.stages.plane.run import PlaneJob
-
         print(f"{STAGE}: {plan.said}", file=sys.stderr)
-        shards = plan.shards
-        if plan.raw is not None and config.data.max_items_per_class is not None:
-            from zscmr_ray.stages.shards.cap import cap_classes
-
-            shards = cap_classes(plan.raw, config.data, shards, stage=STAGE, cpus=config.embed.decode_cpus)
-        provenance = {"stage": STAGE, "config_hash": plan.key.config_hash} | plan.describe()
-        return PlaneJob(
-            stage=STAGE,
-            store=store,
-            shards=shards,
-            source=plan.source,
-            build_encoder=BuildVectorEncoder(
-                plan.place, plan.facts.fingerprint, plan.sides, config.embed, plan.cached, provenance
-            ),
-            plane=config.embed,
-            item_output=IMAGE if IMAGE in plan.sides else plan.sides[0],
-            max_encoders=plan.max_encoders,
-            # Parts of pairs are known by their checksums, raw shards by their ETag or time only.
-            redo_changed=plan.raw is None,
-        )
+        return embed_job(config, plan)
 
     manifest, skipped = run_directory(store, plan.key, prepare, info=info, overwrite=overwrite, update=update)
     return StageResult(STAGE, store.uri, skipped=skipped, counts=manifest.counts, info=manifest.info)
+
+
+def embed_job(config: Config, plan: EmbedPlan) -> PlaneJob:
+    """The plan as work for the plane, into the run's own directory; needs a Ray where classes are capped."""
+    from zscmr_ray.stages.embed.encoder import IMAGE, BuildVectorEncoder
+    from zscmr_ray.stages.plane.run import PlaneJob
+
+    section, shards = config.embed, plan.shards
+    if plan.raw is not None and config.data.max_items_per_class is not None:
+        from zscmr_ray.stages.shards.cap import cap_classes
+
+        shards = cap_classes(plan.raw, config.data, shards, stage=STAGE, cpus=section.decode_cpus)
+    provenance = {"stage": STAGE, "config_hash": plan.key.config_hash} | plan.describe()
+    return PlaneJob(
+        stage=STAGE,
+        store=stage_store(config, STAGE),
+        shards=shards,
+        source=plan.source,
+        build_encoder=BuildVectorEncoder(
+            plan.place, plan.facts.fingerprint, plan.sides, section, plan.cached, provenance
+        ),
+        plane=section,
+        item_output=IMAGE if IMAGE in plan.sides else plan.sides[0],
+        max_encoders=plan.max_encoders,
+        # Parts of pairs are known by their checksums, raw shards by their ETag or time only.
+        redo_changed=plan.raw is None,
+    )
