@@ -40,7 +40,7 @@ COLUMN_OF = {
 TEXT, IMAGE, PAIRS = "embeddings/text", "embeddings/image", "pairs"
 COLUMNS = {
     TEXT: ("id", "item_id", "caption", "labels"),
-    IMAGE: ("id", "labels", "sha256", "source_offset"),
+    IMAGE: ("id", "labels", "sha256", "source_offset", "region_weights"),
     PAIRS: ("id", "captions", "labels", "partition"),
 }
 VECTORS = {TEXT: "vector", IMAGE: "vector", PAIRS: "prior_logits"}
@@ -124,8 +124,8 @@ def _as_the_writer_does(config: Config) -> None:
         table = pq.read_table(path)
         if "region_weights" in table.column_names:
             at = table.schema.get_field_index("region_weights")
-            field = table.schema.field(at)
-            table = table.set_column(at, field, pa.nulls(table.num_rows, field.type))
+            # What a model without regions leaves: a column of Arrow's null type.
+            table = table.set_column(at, "region_weights", pa.nulls(table.num_rows))
         pq.write_table(table, path, row_group_size=16, **PARQUET_OPTIONS)
 
 

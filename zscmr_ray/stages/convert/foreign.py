@@ -19,6 +19,8 @@ from zscmr_ray.storage import Store
 
 # The one block of foreign vectors, named as that of a pretrained dual encoder: no label distribution beside it.
 BLOCK = "global"
+# Where a folder that `embed.model` may name keeps its meta.json (engine/vector_model.py).
+_CHECKPOINT_MARKS = ("meta.json", "checkpoint/meta.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +79,14 @@ def read_source(
 
 def _loadable(model_name: str, *, dimension: int) -> tuple[dict[str, Any], str] | None:
     """What a model of ours or of Hugging Face says of its vectors, and its name; None when the name is mere words."""
-    # Here and not above: torch costs seconds, and foreign vectors need none of it.
-    from zscmr_ray.engine.vector_model import find_model, read_facts
-    from zscmr_ray.models.backbones import HUGGING_FACE_PREFIX
-
-    try:
-        place = find_model(model_name, own=Store(model_name))
-    except ConfigError:
-        if model_name.startswith(HUGGING_FACE_PREFIX):
-            raise
+    if not model_name.startswith("hf:") and not any(
+        Store(model_name).exists(key) for key in _CHECKPOINT_MARKS
+    ):
         return None
+    # Here and not above: torch costs seconds and 150 MB, and foreign vectors need none of it.
+    from zscmr_ray.engine.vector_model import find_model, read_facts
+
+    place = find_model(model_name, own=Store(model_name))
     facts = read_facts(place)
     if facts.dimension != dimension:
         raise DataError(

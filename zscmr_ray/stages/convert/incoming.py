@@ -123,7 +123,7 @@ class IncomingRows:
             "id": [ids[row] for row in rows],
             "vector": _fixed_list(units[IMAGES].half_ND[rows]),
             "thumbnail": [None] * len(rows),
-            "labels": [_labels(columns, row) for row in rows],
+            "labels": _labels(columns, rows),
             "region_weights": [None] * len(rows),
             "source_shard": [(shards and shards[row]) or self._shard_key for row in rows],
             "source_offset": [
@@ -148,11 +148,13 @@ def unit_blocks(vectors_ND: Vectors, blocks: Sequence[Mapping[str, Any]]) -> Uni
     >>> made.half_ND[0].tolist(), made.problems
     ([0.60009765625, 0.7998046875], [None, 'a zero vector has no direction'])
     """
-    wide_ND = np.array(vectors_ND, np.float64)
+    # Half precision is computed in float32, which is exact enough to round to it again.
+    precision: Any = np.float64 if vectors_ND.dtype == np.float64 else np.float32
+    wide_ND: npt.NDArray[Any] = np.array(vectors_ND, precision)
     finite_N: npt.NDArray[np.bool_] = np.atleast_1d(np.isfinite(wide_ND).all(axis=1))
     wide_ND[~finite_N] = 0.0
     zero_N = np.zeros(len(wide_ND), np.bool_)
-    unit_N = np.ones(len(wide_ND), np.bool_)
+    unit_N = finite_N.copy()
     for block in blocks:
         part_ND = wide_ND[:, block["start"] : block["stop"]]
         # Scaled by the largest entry first: squares of very small or large numbers leave the range.
@@ -163,10 +165,10 @@ def unit_blocks(vectors_ND: Vectors, blocks: Sequence[Mapping[str, Any]]) -> Uni
         norm_N[norm_N == 0.0] = 1.0
         part_ND /= norm_N[:, None]
         unit_N &= np.abs(norm_N * largest_N - 1.0) <= _HALF_ROUNDING
-    half_ND = wide_ND.astype(np.float16)
     if vectors_ND.dtype == np.float16:
-        kept = unit_N & finite_N
-        half_ND[kept] = vectors_ND[kept]
+        half_ND = np.where(unit_N[:, None], vectors_ND, wide_ND.astype(np.float16))
+    else:
+        half_ND = wide_ND.astype(np.float16)
     problems: list[str | None] = [None] * len(wide_ND)
     for row in np.flatnonzero(zero_N | ~finite_N).tolist():
         problems[row] = "a zero vector has no direction" if finite_N[row] else "NaN or infinity in the vector"
@@ -201,13 +203,15 @@ def _text_columns(
         "item_id": [ids[row] for row in rows],
         "caption": [columns["caption"][row] for row in rows],
         "vector": _fixed_list(units[TEXTS].half_ND[rows]),
-        "labels": [_labels(columns, row) for row in rows],
+        "labels": _labels(columns, rows),
     }
 
 
-def _labels(columns: Mapping[str, list[Any]], row: int) -> list[str]:
-    value = columns["labels"][row] if "labels" in columns else None
-    return [str(one) for one in value] if isinstance(value, list) else []
+def _labels(columns: Mapping[str, list[Any]], rows: Sequence[int]) -> list[list[str]]:
+    if "labels" not in columns:
+        return [[]] * len(rows)
+    values = (columns["labels"][row] for row in rows)
+    return [[str(one) for one in value] if isinstance(value, list) else [] for value in values]
 
 
 def _fixed_list(values_ND: Half) -> pa.Array:

@@ -6,6 +6,7 @@ whose item has no image, becomes one row with a zero vector in the empty place a
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,13 +39,19 @@ def line_up(image_ids: Sequence[str], item_ids: Sequence[str], *, part: str) -> 
     Raises DataError when the captions are not in the order of their items.
     """
     images, captioned = set(image_ids), set(item_ids)
-    pairs: list[tuple[int, int]] = []
+    # Plain machine integers: a list of pairs would be a hundred bytes a row.
+    image_rows, text_rows = array("q"), array("q")
+
+    def emit(image: int, texts: range) -> None:
+        image_rows.extend([image] * len(texts))
+        text_rows.extend(texts)
+
     # A last place beyond the items takes the captions without an image that are left.
     text = 0
     for image, item in enumerate([*image_ids, None]):
         if item is None or item in captioned:
             orphan = _next_known(item_ids, text, images)
-            pairs += [(ABSENT, n) for n in range(text, orphan)]
+            emit(ABSENT, range(text, orphan))
             text = orphan
         if item is None:
             break
@@ -53,12 +60,12 @@ def line_up(image_ids: Sequence[str], item_ids: Sequence[str], *, part: str) -> 
             stop += 1
         if item in captioned and stop == text:
             raise _out_of_order(part, item)
-        pairs += [(image, n) for n in range(text, stop)] or [(image, ABSENT)]
+        # ABSENT is -1: one row without a text.
+        emit(image, range(text, stop) or range(ABSENT, 0))
         text = stop
     if text < len(item_ids):
         raise _out_of_order(part, item_ids[text])
-    table = np.array(pairs, np.int64).reshape(-1, 2)
-    return LinedUp(table[:, 0], table[:, 1])
+    return LinedUp(np.array(image_rows, np.int64), np.array(text_rows, np.int64))
 
 
 class RowReader:
