@@ -24,7 +24,7 @@ import pytest
 from tests.embeddings_run import run_config, write_embeddings
 from tests.pairs_run import PairsSpec, write_pairs
 from zscmr_ray.config import Config
-from zscmr_ray.schema import PARQUET_OPTIONS
+from zscmr_ray.schema import PARQUET_OPTIONS, duplicates_schema
 from zscmr_ray.stages import stage_store
 
 PAGE = Path(__file__).parents[1] / "docs" / "interop.md"
@@ -79,14 +79,33 @@ def test_pairs_are_read_with_captions_and_logits(read: dict[str, Any], small_out
     np.testing.assert_array_equal(np.array(found["vectors"]).reshape(found["shape"]), wanted)
 
 
+def test_the_block_on_duplicates_names_the_rows_to_drop(tmp_path: Path) -> None:
+    _require("polars")
+    schema = duplicates_schema({})
+    rows = [
+        {"id": name, "group": "a", "kind": kind, "score": 1.0, "keep": name == "a"}
+        for kind in ("caption", "image_bytes")
+        for name in ("a", "b")
+    ]
+    (tmp_path / "runs/mine/duplicates").mkdir(parents=True)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schema), tmp_path / "runs/mine/duplicates/duplicates.parquet"
+    )
+    block = next(block for block in _blocks() if "dropped" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{block}\nprint(dropped)"],
+        cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    assert done.stdout.strip() == "['b']"
+
+
 @pytest.fixture(scope="module", params=COLUMN_OF)
 def read(
     request: pytest.FixtureRequest, small_output: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What one library reads of the three tables: its block run on each, in a process of its own."""
     library = request.param
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed: pip install -c constraints.txt -e '.[test]'")
+    _require(library)
     folder = tmp_path_factory.mktemp(library)
     (folder / "runs").mkdir()
     (folder / "runs" / "mine").symlink_to(small_output)
@@ -131,8 +150,7 @@ def _as_the_writer_does(config: Config) -> None:
 
 def _block(library: str, table: str) -> str:
     """The library's block on the page, made to read another table."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    block = next(block for block in blocks if re.match(rf"import {library}\b", block))
+    block = next(block for block in _blocks() if re.match(rf"import {library}\b", block))
     if table != PAIRS:
         return str(block).replace(TEXT, table)
     if library == "pandas":
@@ -141,6 +159,15 @@ def _block(library: str, table: str) -> str:
         )
     block = block.replace(f'"runs/mine/{TEXT}"', PARTS).replace(f"{TEXT}/*", "pairs/part-*")
     return str(block).replace('["vector"]', f'["{VECTORS[table]}"]')
+
+
+def _require(library: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed: pip install -c constraints.txt -e '.[test]'")
+
+
+def _blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def _written(output: Path, table: str) -> pa.Table:

@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.clip_layout import exported, write_foreign
+from tests.clip_layout import exported, rows_of, write_foreign
+from tests.stages.corpus import corpus_config, good_samples, write_tar
+from tests.stages.inline_executor import inline_plane  # noqa: F401  a fixture
+from tests.tiny_duals import write_clip
 from zscmr_ray.errors import RefusedError
 from zscmr_ray.lease import take_lease
 from zscmr_ray.manifest import read_manifest
+from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.convert import export_clip_retrieval, import_clip_retrieval
 from zscmr_ray.stages.convert.exporting import _PartWriter
 from zscmr_ray.stages.convert.part_import import PartImport
 from zscmr_ray.stages.duplicates import mark_duplicates
+from zscmr_ray.stages.embed import run_embed
 from zscmr_ray.storage import Store
 
 
@@ -39,6 +44,29 @@ def test_s3_and_disk_give_the_same_bytes(tmp_path: Path, s3_bucket: str) -> None
     mark_duplicates(source, Store(tmp_path / "out"))
     mark_duplicates(remote.child("embeddings"), remote.child("out"))
     assert _files(remote.child("out")) == _files(Store(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("inline_plane")
+def test_what_embed_writes_goes_there_and_back(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip-model")
+    write_tar(tmp_path / "shards/a.tar", good_samples(0, 7))
+    write_tar(tmp_path / "shards/b.tar", good_samples(7, 4))
+    config = corpus_config(tmp_path, embed={"model": f"hf:{clip}"})
+    run_embed(config)
+    source, target, back = stage_store(config, "embed"), Store(tmp_path / "clip"), Store(tmp_path / "back")
+    export_clip_retrieval(source, target)
+    import_clip_retrieval(target, back)
+    for side in ("image", "text"):
+        before, after = rows_of(source, side), rows_of(back, side)
+        assert len(before) >= 11
+        for row in (*before, *after):
+            row.pop("thumbnail", None)
+            row.pop("region_weights", None)
+        assert after == before
+    manifests = [read_manifest(store) for store in (source, back)]
+    assert manifests[0] is not None and manifests[1] is not None
+    for name in ("fingerprint", "blocks", "model"):
+        assert manifests[0].info[name] == manifests[1].info[name]
 
 
 class _Killed(BaseException):
@@ -93,6 +121,7 @@ def test_a_directory_with_another_driver_is_refused(tmp_path: Path) -> None:
 
 _MEASURE = """
 import sys, threading
+from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.convert import export_clip_retrieval, import_clip_retrieval
 from zscmr_ray.storage import Store
 

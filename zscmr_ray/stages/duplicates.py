@@ -36,7 +36,7 @@ from zscmr_ray.storage import Store
 STAGE = "duplicates"
 FILE = "duplicates.parquet"
 DEFAULT_THRESHOLD = 0.97
-# 2e10 pairs: a quarter of an hour at 512 numbers a vector on two cores (docs/interop.md).
+# 2e10 pairs: five minutes of one core at 512 numbers a vector (docs/interop.md).
 DEFAULT_MAX_ROWS = 200_000
 _CONTENT = {"image": ("image_bytes", "sha256"), "text": ("caption", "caption")}
 
