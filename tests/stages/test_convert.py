@@ -17,6 +17,7 @@ from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.manifest import part_record, read_manifest, write_manifest
 from zscmr_ray.schema import provenance_of
 from zscmr_ray.stages.convert import export_clip_retrieval, import_clip_retrieval
+from zscmr_ray.stages.verify import verify_run
 from zscmr_ray.storage import Store
 
 
@@ -31,9 +32,9 @@ def test_rows_of_the_export_belong_together(tmp_path: Path) -> None:
         assert {len(table) for table in vectors.values()} == {len(rows)}
         assert all(table.dtype == np.float16 for table in vectors.values())
         for place, row in enumerate(rows):
-            item = numbers[row["id"]]
+            item = numbers[row["item_id"]]
             caption = int(row["caption_id"].rpartition("#")[2])
-            assert row["image_path"] == row["id"]
+            assert row["image_path"] == row["item_id"]
             assert row["caption"] == f"caption {caption} of item {item}"
             assert row["labels"] and row["source_shard"] == "a.tar" and row["source_offset"] == item
             np.testing.assert_array_equal(vectors["img"][place], images[item])
@@ -69,6 +70,7 @@ def test_there_and_back_gives_equal_values_and_bytes(sides: list[str], tmp_path:
     assert files
     for name in [*files, *(path.relative_to(target) for path in target.rglob("*.parquet"))]:
         assert (again / name).read_bytes() == (target / name).read_bytes(), name
+    assert [verify_run(folder)[0].violations for folder in (str(target), back.uri)] == [[], []]
     facts = provenance_of(pq.read_schema(next(Path(back.uri).rglob("part-*.parquet"))))
     assert (facts["fingerprint"], facts["blocks"]) == (FINGERPRINT, BLOCKS)
 

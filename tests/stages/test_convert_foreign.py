@@ -15,6 +15,7 @@ from zscmr_ray.manifest import read_manifest
 from zscmr_ray.retrieval.gallery import Gallery
 from zscmr_ray.stages.convert import import_clip_retrieval
 from zscmr_ray.stages.index import run_index
+from zscmr_ray.stages.verify import verify_run
 from zscmr_ray.storage import Store
 
 
@@ -78,6 +79,7 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_reason(tmp_path: Path)
     assert rejected[4][0] == "bad_id" and rejected[5][0] == "duplicate_id"
     assert [row["id"] for row in rows_of(target, "image")] == ["a", "g", "h"]
     assert [row["id"] for row in rows_of(target, "text")] == ["a#0", "g#0"]
+    assert verify_run(target.uri)[0].violations == []
 
 
 def test_neighbours_with_one_id_are_captions_of_one_item(tmp_path: Path) -> None:

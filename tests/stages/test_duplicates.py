@@ -17,6 +17,7 @@ from zscmr_ray.cli.main import run
 from zscmr_ray.errors import ConfigError, DataError
 from zscmr_ray.manifest import part_record, read_manifest, write_manifest
 from zscmr_ray.stages.duplicates import mark_duplicates
+from zscmr_ray.stages.verify import verify_run
 from zscmr_ray.storage import Store
 
 BLOCK: list[dict[str, object]] = [{"name": "region", "start": 0, "stop": 2}]
@@ -59,6 +60,7 @@ def test_nothing_in_the_embeddings_changes_and_a_second_run_returns_at_once(tmp_
     manifest = read_manifest(target)
     assert manifest is not None and manifest.info == {"threshold": 0.97, "compared_pairs": 6}
     assert [target.sha256(part.name) == part.sha256 for part in manifest.parts] == [True]
+    assert verify_run(target.uri)[0].violations == []
     again = Store(tmp_path / "again")
     mark_duplicates(source, again)
     assert again.read_bytes("duplicates.parquet") == target.read_bytes("duplicates.parquet")

@@ -28,7 +28,7 @@ def convert(
     ] = None,
     id_column: Annotated[
         str | None,
-        typer.Option(help="Metadata column with the ids (else id, image_path, or the row number)."),
+        typer.Option(help="Metadata column with the ids (else item_id, id, image_path, or the row number)."),
     ] = None,
     overwrite: opt.Overwrite = False,
 ) -> None:

@@ -26,6 +26,8 @@ _BATCH_ROWS = 4096
 NORM_TOLERANCE = 5e-3
 # Their rows have an id that must occur once; rejected rows need none.
 _WITHOUT_IDS = frozenset({"rejected"})
+# A row of its table names an item once for each kind of likeness.
+_REPEATS_IDS = frozenset({"duplicates"})
 
 
 @dataclass
@@ -77,7 +79,8 @@ def _check_rows(part: pq.ParquetFile, manifest: Manifest, number: int, check: Pa
             if provenance.get(name) != manifest.info.get(name):
                 check.find(name, got=provenance.get(name), expected=f"{manifest.info.get(name)} (manifest)")
         blocks = list(manifest.info.get("blocks") or [])
-    has_ids = check.side not in _WITHOUT_IDS and "id" in schema.names
+    unique = check.side not in _WITHOUT_IDS and manifest.key.stage not in _REPEATS_IDS
+    has_ids = unique and "id" in schema.names
     columns = [name for name, wanted in (("id", has_ids), ("vector", bool(blocks))) if wanted]
     for first, batch in _batches(part, columns):
         if has_ids:

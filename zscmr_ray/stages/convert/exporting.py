@@ -44,7 +44,7 @@ _NOT_THE_MODEL = {"stage", "config_hash"}
 _METADATA_FIELDS = [
     pa.field("image_path", pa.string()),
     pa.field("caption", pa.string()),
-    pa.field("id", pa.string(), nullable=False),
+    pa.field("item_id", pa.string(), nullable=False),
     pa.field("caption_id", pa.string()),
     pa.field("labels", pa.list_(pa.string())),
     pa.field("source_shard", pa.string()),
@@ -201,7 +201,7 @@ def _metadata(image: pa.Table | None, text: pa.Table | None, schema: pa.Schema) 
     values = {
         "image_path": items,
         "caption": column(text, "caption"),
-        "id": [owner if item is None else item for item, owner in zip(items, owners, strict=True)],
+        "item_id": [owner if item is None else item for item, owner in zip(items, owners, strict=True)],
         "caption_id": column(text, "id"),
         "labels": [b if a is None else a for a, b in zip(labels, text_labels, strict=True)],
     } | {name: column(image, name) for name in ("source_shard", "source_offset", "sha256")}

@@ -32,7 +32,7 @@ def import_clip_retrieval(
 ) -> StageResult:
     """Write embeddings from a clip-retrieval directory, resuming by part.
 
-    `id_column` names the metadata column with the ids; without it `id`, else `image_path`, else the row's number.
+    `id_column` names the metadata column with the ids; without it `item_id`, `id`, `image_path`, else the row's number.
     Raises DataError for a broken layout, ConfigError when no model is named, RefusedError when the target holds
     something else.
     """

@@ -20,7 +20,7 @@ from zscmr_ray.stages.convert.layout import IMAGES, TEXTS
 from zscmr_ray.stages.plane.chunks import RejectedRow
 
 USED_COLUMNS = (
-    "image_path", "caption", "id", "caption_id", "labels", "source_shard", "source_offset", "sha256",
+    "image_path", "caption", "caption_id", "labels", "source_shard", "source_offset", "sha256",
 )  # fmt: skip
 # A vector that was of unit length before it was rounded to half precision is kept as it is, byte for byte.
 _HALF_ROUNDING = 1e-3

@@ -239,4 +239,4 @@ def _id_column(columns: Sequence[str], wanted: str | None) -> str | None:
                 "no such metadata column", got=f"--id-column {wanted}", expected=", ".join(columns) or "none"
             )
         return wanted
-    return next((name for name in ("id", "image_path") if name in columns), None)
+    return next((name for name in ("item_id", "id", "image_path") if name in columns), None)
