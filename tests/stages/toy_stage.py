@@ -61,6 +61,7 @@ class ToyStage:
     shards: dict[str, Content] = field(default_factory=dict)
     config: dict[str, int] = field(default_factory=dict)
     redo_changed: bool = False
+    source: Rows = field(default_factory=Rows)
 
     @property
     def key(self) -> StageKey:
@@ -76,7 +77,7 @@ class ToyStage:
             stage="embed",
             store=self.store,
             shards=shards,
-            source=Rows(),
+            source=self.source,
             build_encoder=Build(),
             plane=PlaneSection(chunk_rows=_CHUNK_ROWS),
             redo_changed=self.redo_changed,
