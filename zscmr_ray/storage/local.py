@@ -111,6 +111,13 @@ class LocalFiles:
                     self._remove_folder(Path(folder, name))
             self._remove_folder(top)
 
+    def sweep(self) -> None:
+        """Delete the temporary files of killed writers."""
+        with say_write_errors(self.root):
+            for path in self._files(""):
+                if path.name.startswith(TEMPORARY):
+                    self._remove(path)
+
     # -- the steps between which a process can die: tests count them (tests/faults/) -------------------------------
 
     def _temporary(self, path: Path) -> Path:

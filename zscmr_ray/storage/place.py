@@ -67,3 +67,7 @@ class Place(Protocol):
     def delete_tree(self, prefix: str) -> None:
         """Delete everything below a directory."""
         ...
+
+    def sweep(self) -> None:
+        """Delete what killed writers left half-written."""
+        ...

@@ -151,6 +151,9 @@ class S3Objects:
                 Delete=batch,
             )
 
+    def sweep(self) -> None:
+        """Nothing: a killed upload left no object."""
+
     # -- requests ---------------------------------------------------------------------------------------------
 
     def _full(self, key: str) -> str:

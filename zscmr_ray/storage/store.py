@@ -155,9 +155,7 @@ class Store:
 
     def sweep(self) -> None:
         """Delete temporary files that killed writers left; for the directory's owner, when nobody else writes."""
-        for info in self._place.list(""):
-            if _is_temporary(info.key):
-                self._place.delete(info.key)
+        self._place.sweep()
 
     def _missing(self, key: str) -> DataError:
         return DataError("no such file", got=f"{self.uri}/{key}")
