@@ -79,13 +79,14 @@ def run(cases: Iterator[Case], journal: Path) -> dict[str, object]:
 
 def main() -> None:
     """Run one suite."""
-    from tests.data import mutation_shards
+    from tests.data import mutation_bombs, mutation_cells, mutation_shards
 
     suite, num, seed, journal = sys.argv[1:]
     faulthandler.enable()
     # As in production: damaged metadata makes PIL warn, not fail.
     warnings.simplefilter("ignore")
-    suites = {"pictures": picture_cases, **mutation_shards.SUITES}
+    suites = {"pictures": picture_cases, **mutation_shards.SUITES, **mutation_cells.SUITES}
+    suites |= mutation_bombs.SUITES
     print(json.dumps(run(suites[suite](int(num), int(seed)), Path(journal))))
 
 

@@ -14,15 +14,20 @@ from typing import Any
 
 import pytest
 
+from tests.data import mutation_cells, mutation_shards
 from tests.data.mutate import mutants
 from tests.data.mutation_pictures import pictures
-from tests.data.mutation_shards import SUITES
 
-# Mutants in `make test`, and in `make test-long`: per encoding of a picture, per container of rows.
-_NUM = {"pictures": 250, **dict.fromkeys(SUITES, 900)}
-_NUM_LONG = {"pictures": 4000, **dict.fromkeys(SUITES, 12_000)}
+# Mutants in `make test`, and in `make test-long`: per encoding of a picture (25), per container of rows.
+_NUM = {
+    "pictures": 250,
+    **dict.fromkeys(mutation_shards.SUITES, 900),
+    **dict.fromkeys(mutation_cells.SUITES, 600),
+    "bombs": 1,
+}
+_NUM_LONG = {name: num * 14 for name, num in _NUM.items() if num > 1}
 _LIMIT_S = 240
-_PEAK_MB = 400
+_PEAK_MB = 600
 
 
 def run_suite(suite: str, num: int, seed: int, journal: Path) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 
 from zscmr_ray.errors import DataError
 
-# A line may hold an image of 48 MB in base64. The parser holds a field in four bytes a character.
-MAX_LINE_CHARS = 64 << 20
+# A line may hold an image of 24 MB in base64; larger ones belong in tars or parquet. The parser holds a field in four bytes a character.
+MAX_LINE_CHARS = 32 << 20
 # What may be read twice in one file. Beyond it, quotes are not a slip in some rows but wrong throughout.
-_MAX_REREAD_CHARS = 256 << 20
+_MAX_REREAD_CHARS = 64 << 20
+# No caption has so many lines: a quote was left open.
+_MAX_RECORD_LINES = 10_000
 _SKIP_CHARS = 1 << 20
 
 
@@ -46,7 +48,7 @@ class CsvRows:
                     raise self._unpaired("the file ends inside a quoted field") from error
                 fault = f"not a CSV row: {error}"
             except _TooLongError:
-                fault = f"a row of more than {MAX_LINE_CHARS} characters"
+                fault = f"a row of more than {MAX_LINE_CHARS} characters or {_MAX_RECORD_LINES} lines"
             else:
                 if not row:
                     continue
@@ -92,7 +94,7 @@ class _Lines:
         if line is None:
             raise _TooLongError
         self._record_chars += len(line)
-        if self._record_chars > MAX_LINE_CHARS:
+        if self._record_chars > MAX_LINE_CHARS or len(self._record) > _MAX_RECORD_LINES:
             raise _TooLongError
         return line
 

@@ -8,15 +8,21 @@ nothing is unpickled, whatever types the process has registered. How much is dec
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zscmr_ray.data.readers.fields import UNDECODABLE, FieldNames, resolve_columns
-from zscmr_ray.data.readers.parquet_memory import rows_at_a_time
+from zscmr_ray.data.readers.parquet_memory import (
+    RowGroup,
+    footer_file,
+    read_footer,
+    row_groups,
+    rows_at_a_time,
+)
 from zscmr_ray.data.readers.quoting import printable, shown
 from zscmr_ray.data.readers.rows import RowBuilder, row_cells
 from zscmr_ray.data.readers.streams import open_stream
@@ -41,39 +47,38 @@ def read_parquet(
     where = f"shard {spec.key}"
     with open_stream(spec, open_file) as stream:
         try:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            footer = read_footer(stream)
+            metadata = pq.read_metadata(pa.BufferReader(footer_file(footer)))
+            file = pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
             schema = file.schema_arrow
-            num_rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+            groups = row_groups(footer)
         except _FAULTS as error:
             raise _damaged(where, "no readable footer", error) from error
-        if num_rows != file.metadata.num_rows:
-            raise _damaged(where, f"{num_rows} rows in row groups of {file.metadata.num_rows} in all", None)
+        num_rows = sum(group.num_rows for group in groups)
+        if num_rows != metadata.num_rows or len(groups) != file.num_row_groups:
+            raise _damaged(where, f"{num_rows} rows in row groups of {metadata.num_rows} in all", None)
         names = resolve_columns(schema.names, columns, where=where, needs=needs)
         builder = RowBuilder(
             spec, columns, needs=needs, with_images=with_images, class_names=_class_names(schema, names.label)
         )
         _refuse_nested_extensions(schema, names, where)
-        for offset, row in _rows(
-            file, names, file_bytes=spec.size_bytes, where=where, keep=keep, with_images=with_images
-        ):
+        wanted = list(dict.fromkeys(name for name in names if name and (with_images or name != names.image)))
+        for offset, row in _rows(file, groups, wanted, stream=stream, where=where, keep=keep):
             yield builder.build(str(offset), offset, partial(row_cells, row, names, spec.key, open_file))
 
 
 def _rows(
     file: Any,
-    names: FieldNames,
+    groups: Sequence[RowGroup],
+    wanted: list[str],
     *,
-    file_bytes: int,
+    stream: BinaryIO,
     where: str,
     keep: frozenset[int] | None,
-    with_images: bool,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    wanted = list(dict.fromkeys(name for name in names if name and (with_images or name != names.image)))
     offset = 0
-    for group in range(file.num_row_groups):
-        metadata = file.metadata.row_group(group)
-        num_rows = metadata.num_rows
-        end = offset + num_rows
+    for number, group in enumerate(groups):
+        end = offset + group.num_rows
         if keep is not None and keep.isdisjoint(range(offset, end)):
             offset = end
             continue
@@ -82,17 +87,21 @@ def _rows(
             offset = end
             continue
         try:
-            batch_rows = rows_at_a_time(metadata, file_bytes=file_bytes, where=where)
-            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=wanted):
+            batch_rows = rows_at_a_time(group, stream, wanted, where=where)
+            for batch in file.iter_batches(batch_rows, row_groups=[number], columns=wanted):
                 picked = [row for row in range(batch.num_rows) if keep is None or offset + row in keep]
                 rows = batch.take(picked) if len(picked) < batch.num_rows else batch
                 for row, values in zip(picked, _values(rows), strict=True):
                     yield offset + row, values
                 offset += batch.num_rows
         except _FAULTS as error:
-            raise _damaged(where, f"row group {group} is unreadable", error) from error
+            raise _damaged(where, f"row group {number} is unreadable", error) from error
         if offset != end:
-            raise _damaged(where, f"row group {group} has {num_rows + offset - end} of {num_rows} rows", None)
+            raise _damaged(
+                where,
+                f"row group {number} has {group.num_rows + offset - end} of {group.num_rows} rows",
+                None,
+            )
 
 
 def _values(batch: Any) -> list[dict[str, Any]]:
