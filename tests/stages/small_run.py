@@ -115,8 +115,8 @@ def write_checkpoint(
     write_manifest(
         store,
         Manifest(
-            key=StageKey(stage="train", config={}, input_fingerprint=signed.fingerprint),
-            config_hash="0",
+            key=(key := StageKey(stage="train", config={}, input_fingerprint=signed.fingerprint)),
+            config_hash=key.config_hash,
             info={"fingerprint": signed.fingerprint},
         ),
     )

@@ -73,7 +73,9 @@ def test_either_side_may_be_absent(tmp_path: Path, side: str) -> None:
     write_embeddings(config, sides=[side])
     result = run_index(config)
     assert result.info["recall_at_10"] == {f"{side}->{side}": 1.0}
-    assert [path.name for path in (tmp_path / "index").iterdir() if path.is_dir() and path.name != "_lease"] == [side]
+    assert [
+        path.name for path in (tmp_path / "index").iterdir() if path.is_dir() and path.name != "_lease"
+    ] == [side]
 
 
 def test_a_second_run_returns_at_once_and_changed_input_is_refused(tmp_path: Path) -> None:

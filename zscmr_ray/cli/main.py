@@ -69,7 +69,7 @@ def preprocess(
     When shards were added to a complete run: `--append`; when shards with rejected rows were repaired: `--retry-rejected`.
     """
     loaded = opt.configure(config, recipe, overrides, run=run, input_uri=input_uri, address=address)
-    update = opt.update_of(append=append, retry_rejected=retry_rejected)
+    update = opt.update_of(append=append, retry_rejected=retry_rejected, overwrite=overwrite)
     if dry_run:
         typer.echo("\n".join(plan(loaded.config, ("preprocess",))))
         return
@@ -110,7 +110,7 @@ def embed(
     loaded = opt.configure(
         config, recipe, overrides, run=run, input_uri=input_uri, address=address, model=model
     )
-    update = opt.update_of(append=append, retry_rejected=retry_rejected)
+    update = opt.update_of(append=append, retry_rejected=retry_rejected, overwrite=overwrite)
     if dry_run:
         typer.echo("\n".join(plan(loaded.config, ("embed",))))
         return

@@ -69,13 +69,15 @@ def configure(
     return load_config(config, recipe=recipe, overrides=texts)
 
 
-def update_of(*, append: bool, retry_rejected: bool) -> Update | None:
-    """The update that two flags ask for; raises ConfigError when it is both."""
-    if append and retry_rejected:
+def update_of(*, append: bool, retry_rejected: bool, overwrite: bool) -> Update | None:
+    """The update that the flags ask for; raises ConfigError when they ask for two things."""
+    flags = {"--append": append, "--retry-rejected": retry_rejected, "--overwrite": overwrite}
+    given = [flag for flag, is_set in flags.items() if is_set]
+    if len(given) > 1:
         raise ConfigError(
-            "one update at a time",
-            got="--append --retry-rejected",
-            expected="one of the two",
-            remedy="first --append, then --retry-rejected",
+            "one thing at a time",
+            got=" ".join(given),
+            expected=f"one of {', '.join(flags)}",
+            remedy="--append first, then --retry-rejected; --overwrite does everything anew",
         )
     return Update.APPEND if append else Update.RETRY if retry_rejected else None
