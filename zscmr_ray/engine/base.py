@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zscmr_ray.config import Config, OptimSection
 from zscmr_ray.engine.schedule import learning_rate
 from zscmr_ray.engine.step import StepInputs
+from zscmr_ray.models.build import own_settings
 
 
 class Engine(Protocol):
@@ -56,11 +57,13 @@ def as_floats(parts: dict[str, Tensor]) -> dict[str, float]:
 def model_architecture(
     config: Config, *, image_channels: int, text_channels: int, num_classes: int
 ) -> dict[str, Any]:
-    """Return what `models.build.build_model` builds from: the model and loss sections and the features' widths."""
-    return {
-        **config.model.model_dump(),
-        **config.loss.model_dump(),
-        "image_channels": image_channels,
-        "text_channels": text_channels,
-        "num_classes": num_classes,
-    }
+    """Return what `models.build.build_model` builds from: the settings that the method reads, and the features' widths."""
+    return own_settings(
+        {
+            **config.model.model_dump(),
+            **config.loss.model_dump(),
+            "image_channels": image_channels,
+            "text_channels": text_channels,
+            "num_classes": num_classes,
+        }
+    )

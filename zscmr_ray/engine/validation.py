@@ -48,32 +48,40 @@ class Validator:
 @torch.inference_mode()
 def head_outputs(model: AlignmentModel, features: PairFeatures, *, device: str = "cpu") -> HeadOutputs:
     """Encode all items and all their captions in eval mode, without noise."""
-    images = [
-        model.encode_image(torch.from_numpy(features.regions_NRD[rows].astype(np.float32)).to(device))
-        for rows in _blocks(len(features))
-    ]
-    texts = []
+    images, texts = _Heads(), _Heads()
+    for rows in _blocks(len(features)):
+        regions_BRD = torch.from_numpy(features.regions_NRD[rows].astype(np.float32))
+        images.add(model.encode_image(regions_BRD.to(device)))
     for places in _blocks(features.num_captions):
         tokens_BLD, lengths_B = features.padded_tokens(places)
-        texts.append(model.encode_text(tokens_BLD.to(device), lengths_B.to(device)))
+        texts.add(model.encode_text(tokens_BLD.to(device), lengths_B.to(device)))
     return HeadOutputs(
-        image_regions_ND=_regions(images, len(features)),
-        text_regions_MD=_regions(texts, features.num_captions),
-        image_logits_NC=_logits(images),
-        text_logits_MC=_logits(texts),
+        image_regions_ND=images.regions(len(features)),
+        text_regions_MD=texts.regions(features.num_captions),
+        image_logits_NC=images.logits(),
+        text_logits_MC=texts.logits(),
     )
+
+
+class _Heads:
+    """Both heads' outputs of the rows so far; whatever else an output holds (projected regions) is let go at once."""
+
+    def __init__(self) -> None:
+        self._regions: list[FloatArray] = []
+        self._logits: list[FloatArray] = []
+
+    def add(self, output: SideOutput) -> None:
+        for parts, value in ((self._regions, output.region_BD), (self._logits, output.logits_BC)):
+            if value is not None:
+                parts.append(value.float().cpu().numpy())
+
+    def regions(self, count: int) -> FloatArray:
+        """Unit region vectors; a single zero column, which scores every pair alike, where the model has none."""
+        return np.concatenate(self._regions) if self._regions else np.zeros((count, 1), np.float32)
+
+    def logits(self) -> FloatArray | None:
+        return np.concatenate(self._logits) if self._logits else None
 
 
 def _blocks(count: int) -> list[npt.NDArray[np.int64]]:
     return [np.arange(start, min(start + _BATCH_ROWS, count)) for start in range(0, count, _BATCH_ROWS)]
-
-
-def _regions(outputs: Sequence[SideOutput], count: int) -> FloatArray:
-    """Unit region vectors; a single zero column, which scores every pair alike, where the model has none."""
-    parts = [output.region_BD.float().cpu().numpy() for output in outputs if output.region_BD is not None]
-    return np.concatenate(parts) if parts else np.zeros((count, 1), np.float32)
-
-
-def _logits(outputs: Sequence[SideOutput]) -> FloatArray | None:
-    parts = [output.logits_BC.float().cpu().numpy() for output in outputs if output.logits_BC is not None]
-    return np.concatenate(parts) if parts else None

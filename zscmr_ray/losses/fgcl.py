@@ -64,10 +64,13 @@ def fgcl(
     distance_BB = 1.0 - image_BD.float() @ text_BD.float().T
     negative_terms, weak_terms = [], []
     for query_BB in (distance_BB, distance_BB.T):
-        if negatives == "hardest":
-            term = _hardest(query_BB, relations.negative_BB, negative_margin, without_negative)
-        else:
-            term = _every(query_BB, relations.negative_BB, negative_margin)
+        term = negative_term(
+            query_BB,
+            relations.negative_BB,
+            margin=negative_margin,
+            negatives=negatives,
+            without_negative=without_negative,
+        )
         negative_terms.append(term)
         if weak_weight > 0:
             weak_terms.append(_weak(query_BB, relations.weak_BB, weak_margin, weak_rows))
@@ -77,6 +80,20 @@ def fgcl(
     at_one_point = negative_margin * (num_negative > 0) + weak_weight * weak_margin * (num_weak > 0)
     total = negative + weak_weight * weak if weak_terms else negative
     return Fgcl(total, negative.detach(), weak.detach(), num_negative, num_weak, at_one_point.float())
+
+
+def negative_term(
+    distance_BB: Tensor,
+    negative_BB: Tensor,
+    *,
+    margin: float,
+    negatives: Negatives,
+    without_negative: Literal["left_out", "sentinel"] = "left_out",
+) -> Tensor:
+    """Average the hinges of one direction over the rows that have a negative; see the module for both kinds."""
+    if negatives == "hardest":
+        return _hardest(distance_BB, negative_BB, margin, without_negative)
+    return _every(distance_BB, negative_BB, margin)
 
 
 def _every(distance_BB: Tensor, negative_BB: Tensor, margin: float) -> Tensor:

@@ -7,17 +7,31 @@ ranks: the engine gathers `SideOutput.loss_tensors()` and calls `loss` on the wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from zscmr_ray.errors import ConfigError
 from zscmr_ray.losses.relations import Relations
 from zscmr_ray.models.noise import RowNoise
 
+Made = TypeVar("Made")
+
 REGION, LABEL = "region", "label"
-LOSS_TENSORS = ("region_BD", "logits_BC", "reconstruction_B", "kl_B")
+LOSS_TENSORS = (
+    "region_BD",
+    "logits_BC",
+    "reconstruction_B",
+    "kl_B",
+    "regions_BRD",
+    "keys_BRA",
+    "query_BA",
+    "log_weights_BR",
+)
+PAIR_TENSORS = ("region_BD", "regions_BRD", "keys_BRA", "query_BA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +48,9 @@ class SideOutput:
     """What a model says of one side of a batch; a part that the model lacks is None.
 
     region_BD: unit vectors, float32. logits_BC: float32. weights_BR: selection weights per token, 0 in padding.
-    reconstruction_B, kl_B: the VAE's terms per row, in training only.
+    reconstruction_B, kl_B: the VAE's terms per row, in training only. For scores of pairs (models/imfa.py):
+    regions_BRD: projected regions; keys_BRA: what a text attends to; query_BA: what it asks with; log_weights_BR: the
+    logarithm of the text-free attention.
     """
 
     region_BD: Tensor | None = None
@@ -42,6 +58,10 @@ class SideOutput:
     weights_BR: Tensor | None = None
     reconstruction_B: Tensor | None = None
     kl_B: Tensor | None = None
+    regions_BRD: Tensor | None = None
+    keys_BRA: Tensor | None = None
+    query_BA: Tensor | None = None
+    log_weights_BR: Tensor | None = None
 
     def loss_tensors(self) -> dict[str, Tensor]:
         """The tensors that the loss reads, by field name, each with the batch first: what ranks exchange."""
@@ -52,11 +72,17 @@ class SideOutput:
         """Rebuild the output from `loss_tensors()`, gathered or cut; the selection weights are not part of it."""
         return cls(**tensors)
 
+    def pair_tensors(self) -> dict[str, Tensor]:
+        """The tensors that `AlignmentModel.score_pairs` reads, by field name, each with the batch first."""
+        return {name: value for name in PAIR_TENSORS if (value := getattr(self, name)) is not None}
+
 
 class AlignmentModel(nn.Module, ABC):
     """A two-sided network over frozen backbone features; `label_temperature` is chosen on pseudo-unseen classes."""
 
     label_temperature: float = 1.0
+    scores_pairs: bool = False
+    """Whether `score_pairs` exists: a score of an image and a text that no two vectors give."""
 
     @property
     @abstractmethod
@@ -83,6 +109,13 @@ class AlignmentModel(nn.Module, ABC):
     def architecture(self) -> dict[str, object]:
         """Plain values from which `build.build_model` makes this model again, "method" among them."""
 
+    def score_pairs(self, image: SideOutput, text: SideOutput) -> Tensor:
+        """Score every image with every text by the method's own pair score, [N, M] float32.
+
+        Entry (i, j) depends on image i and text j only. Only where `scores_pairs`; `pair_tensors()` are all it reads.
+        """
+        raise NotImplementedError(f"{type(self).__name__} scores by vectors")
+
     @property
     def dim(self) -> int:
         """Length of a vector."""
@@ -102,3 +135,24 @@ class AlignmentModel(nn.Module, ABC):
                 assert output.region_BD is not None, "a region block without region embeddings"
                 parts.append(output.region_BD.float())
         return torch.cat(parts, dim=1)
+
+
+def read_settings(kind: type[Made], architecture: Mapping[str, Any], *, needed: Collection[str]) -> Made:
+    """Read a model's settings dataclass back from `architecture()`. Raises ConfigError for an unknown or a missing field."""
+    values = {name: value for name, value in architecture.items() if name != "method"}
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    missing = set(needed) - values.keys()
+    if missing or values.keys() - known:
+        raise ConfigError(
+            f"these are not the settings of method {architecture.get('method')}",
+            got=f"unknown {sorted(values.keys() - known)}, missing {sorted(missing)}",
+            expected=", ".join(sorted(known)),
+        )
+    return kind(**values)
+
+
+def build_seeded(make: Callable[[], Made], *, seed: int) -> Made:
+    """Build a model whose initial weights depend on `seed` alone; the global random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()

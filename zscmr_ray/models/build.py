@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from zscmr_ray.errors import ConfigError
-from zscmr_ray.models.base import AlignmentModel
-from zscmr_ray.models.fgan import build_fgan, fgan_settings
+from zscmr_ray.models.base import AlignmentModel, build_seeded, read_settings
+from zscmr_ray.models.fgan import Fgan, FganSettings
+from zscmr_ray.models.imfa import Inn, InnSettings
+from zscmr_ray.models.tower import TowerSettings, TwoTowers
+
+METHODS: dict[str, tuple[type[Any], Callable[[Any], AlignmentModel]]] = {
+    "fgan": (FganSettings, Fgan),
+    "inn": (InnSettings, Inn),
+    "tower": (TowerSettings, TwoTowers),
+}
+_CHANNELS = ("image_channels", "text_channels")
 
 
-def build_model(architecture: dict[str, Any], *, seed: int = 0) -> AlignmentModel:
+def build_model(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentModel:
     """Build the model that `architecture()` describes, initial weights by `seed`. Raises ConfigError if unknown."""
-    match architecture.get("method"):
-        case "fgan":
-            return build_fgan(fgan_settings(architecture), seed=seed)
-        case other:
-            raise ConfigError("unknown alignment method", got=other, expected="fgan")
+    settings_type, model_type = _method(architecture)
+    settings = read_settings(settings_type, architecture, needed=_CHANNELS)
+    return build_seeded(lambda: model_type(settings), seed=seed)
+
+
+def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of many settings those that the method named in them knows, and "method": its architecture."""
+    settings_type, _ = _method(values)
+    known = {field.name for field in fields(settings_type)}
+    return {"method": values["method"]} | {name: value for name, value in values.items() if name in known}
+
+
+def _method(values: Mapping[str, Any]) -> tuple[type[Any], Callable[[Any], AlignmentModel]]:
+    found = METHODS.get(str(values.get("method")))
+    if found is None:
+        raise ConfigError("unknown alignment method", got=values.get("method"), expected=", ".join(METHODS))
+    return found

@@ -10,8 +10,7 @@ A head that no loss trains is not built: without FGCL no region block, without F
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from zscmr_ray.errors import ConfigError
 from zscmr_ray.losses.fgcl import Negatives, fgcl
 from zscmr_ray.losses.fgla import FglaWeights, fgla
 from zscmr_ray.losses.relations import Relations
-from zscmr_ray.models.base import LABEL, REGION, AlignmentModel, SideOutput, VectorBlock
+from zscmr_ray.models.base import LABEL, REGION, AlignmentModel, SideOutput, VectorBlock, build_seeded
 from zscmr_ray.models.label_distribution import LabelHead
 from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.regions import EvalSelection, RegionHead, Selection, SelectionKind
@@ -259,23 +258,7 @@ class Fgan(AlignmentModel):
 
 def build_fgan(settings: FganSettings, *, seed: int = 0) -> Fgan:
     """Build FGAN with initial weights that depend on `seed` alone; the global random state is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Fgan(settings)
-
-
-def fgan_settings(architecture: dict[str, Any]) -> FganSettings:
-    """Read settings back from `Fgan.architecture()`. Raises ConfigError for an unknown or a missing field."""
-    values = {name: value for name, value in architecture.items() if name != "method"}
-    known = {field.name for field in fields(FganSettings)}
-    missing = {"image_channels", "text_channels"} - values.keys()
-    if missing or values.keys() - known:
-        raise ConfigError(
-            "these are not FGAN's settings",
-            got=f"unknown {sorted(values.keys() - known)}, missing {sorted(missing)}",
-            expected=", ".join(sorted(known)),
-        )
-    return FganSettings(**values)
+    return build_seeded(lambda: Fgan(settings), seed=seed)
 
 
 def _check(settings: FganSettings) -> None:
