@@ -161,7 +161,8 @@ def take_lease(store: Store, stage: str, **progress: Any) -> Lease:
                 if epoch < note.epoch:
                     store.delete(_key(epoch))
             return Lease(store, note)
-        # Another driver was faster: look at its lease.
+        # Another driver was faster: look at its lease, in a moment.
+        time.sleep(0.05)
 
 
 def read_lease(store: Store) -> LeaseNote | None:
