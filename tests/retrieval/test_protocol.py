@@ -9,15 +9,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from zscmr_ray.errors import DataError
-from zscmr_ray.retrieval.protocol import (
-    ClassGroups,
-    Corpus,
-    Towers,
-    condition_items,
-    evaluate_method,
-    make_search,
-    variants,
-)
+from zscmr_ray.retrieval.protocol import ClassGroups, condition_items, evaluate_method
+from zscmr_ray.retrieval.searches import Corpus, Towers, make_search, variants
 
 GROUPS = ClassGroups(seen=("s0", "s1"), unseen=("u0", "u1"), held_out=("h0",))
 NAMES = ("s0", "s1", "u0", "u1", "h0", "dropped")

@@ -9,9 +9,9 @@ import pytest
 
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval.metrics import ranking_metrics
-from zscmr_ray.retrieval.protocol import Corpus
 from zscmr_ray.retrieval.relevance import Relevance
 from zscmr_ray.retrieval.scoring import label_block
+from zscmr_ray.retrieval.searches import Corpus
 from zscmr_ray.retrieval.selection import HeadOutputs, select_fusion, selection_rows
 
 

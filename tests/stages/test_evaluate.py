@@ -11,7 +11,8 @@ from tests.stages.small_run import CLASS_NAMES, pairs_info, small_config, write_
 from zscmr_ray.engine.checkpoint import BackboneRecord
 from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.manifest import read_manifest
-from zscmr_ray.retrieval.protocol import ClassGroups, Corpus
+from zscmr_ray.retrieval.protocol import ClassGroups
+from zscmr_ray.retrieval.searches import Corpus
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.evaluate import run_evaluate
 from zscmr_ray.stages.evaluate_baselines import shared_names

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.models.base import AlignmentModel, SideOutput
-from zscmr_ray.retrieval.protocol import Corpus
+from zscmr_ray.retrieval.searches import Corpus
 from zscmr_ray.retrieval.selection import FusionChoice, HeadOutputs, select_fusion, selection_rows
 
 _BATCH_ROWS = 256

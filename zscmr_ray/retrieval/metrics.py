@@ -12,7 +12,7 @@ Legend: Q queries, N gallery, C classes, D embedding, B rows of one block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ RECALL_LEVELS: npt.NDArray[np.float64] = np.linspace(0.0, 1.0, 21)
 FEW_RELEVANT = 8  # up to here, counting what is ahead of each hit beats a sort
 
 FloatArray = npt.NDArray[np.float32]
+Scores = Callable[[int, int], FloatArray]
+"""Scores of the queries [start, stop) with the whole gallery, [stop - start, N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,26 @@ def ranking_metrics(
     >>> round(found.mean_average_precision, 4), found.precision_at_r_Q.tolist()
     (0.8333, [0.5])
     """
+    return score_metrics(
+        inner_products(query_QD, gallery_ND), len(query_QD), relevance=relevance, gallery_ids=gallery_ids
+    )
+
+
+def score_metrics(
+    scores: Scores, num_queries: int, *, relevance: RelevanceRule, gallery_ids: Sequence[str]
+) -> RankingMetrics:
+    """Return what `ranking_metrics` does for scores that need not be inner products of vectors."""
     ties_N = tie_ranks(gallery_ids)
     parts = [
-        rank_block(query_QD[start:stop] @ gallery_ND.T, relevance.rows(start, stop), ties_N=ties_N)
-        for start, stop in query_blocks(len(query_QD), len(gallery_ND))
+        rank_block(scores(start, stop), relevance.rows(start, stop), ties_N=ties_N)
+        for start, stop in query_blocks(num_queries, len(gallery_ids))
     ]
     return join_blocks(parts)
+
+
+def inner_products(query_QD: FloatArray, gallery_ND: FloatArray) -> Scores:
+    """Return the scores of vectors."""
+    return lambda start, stop: query_QD[start:stop] @ gallery_ND.T
 
 
 def rank_block(
@@ -161,11 +177,20 @@ def first_hit_ranks(
     >>> first_hit_ranks(query, gallery, relevance=own, gallery_ids=["a", "b", "c"]).tolist()
     [2]
     """
+    return first_hits(
+        inner_products(query_QD, gallery_ND), len(query_QD), relevance=relevance, gallery_ids=gallery_ids
+    )
+
+
+def first_hits(
+    scores: Scores, num_queries: int, *, relevance: RelevanceRule, gallery_ids: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Return what `first_hit_ranks` does for scores that need not be inner products of vectors."""
     ties_N = tie_ranks(gallery_ids)
     worst = np.iinfo(np.int64).max
     ranks = [np.zeros(0, np.int64)]
-    for start, stop in query_blocks(len(query_QD), len(gallery_ND)):
-        keys_BN = sort_keys(query_QD[start:stop] @ gallery_ND.T, ties_N[None, :])
+    for start, stop in query_blocks(num_queries, len(gallery_ids)):
+        keys_BN = sort_keys(scores(start, stop), ties_N[None, :])
         own_BN = relevance.rows(start, stop)
         best_B = np.where(own_BN, keys_BN, worst).min(axis=1, initial=worst)
         rank_B = 1 + (keys_BN < best_B[:, None]).sum(1, dtype=np.int64)

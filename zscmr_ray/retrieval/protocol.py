@@ -21,46 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zscmr_ray.data.splits import rows_of
-from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval import chance, metrics
 from zscmr_ray.retrieval.bootstrap import harmonic_mean, interval, resample_means
 from zscmr_ray.retrieval.relevance import Relevance, SameItem, membership
-from zscmr_ray.retrieval.scoring import LABEL, REGION, Block, block_columns, has_block, weigh_query
+from zscmr_ray.retrieval.searches import DIRECTIONS, Corpus, Ranking, Rows, Searchable
 
-FloatArray = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
-DIRECTIONS = ("image_to_text", "text_to_image")
 CONDITIONS = (("U|U", "U", "U"), ("S|S", "S", "S"), ("U|all", "U", "all"), ("S|all", "S", "all"))
 CUTOFFS = (1, 5, 10)
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """What is known of the rows, whatever the method: N items, M captions (`text_item_M`: each one's item row).
-
-    `labels` may be empty tuples; `partition_N` holds train, val or test. Raises DataError if the lengths disagree.
-    """
-
-    ids: Sequence[str]
-    labels: Sequence[tuple[str, ...]]
-    partition_N: npt.NDArray[np.str_]
-    text_item_M: Rows
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.ids), len(self.labels), len(self.partition_N)}
-        if len(lengths) != 1 or (len(self.text_item_M) and int(self.text_item_M.max()) >= len(self.ids)):
-            raise DataError("ids, labels, partitions and captions are not of the same items", got=lengths)
-
-    def text_ids(self) -> list[str]:
-        """Return each caption's id, `<item id>#<number of the caption in its item>`."""
-        seen = np.zeros(len(self.ids), np.int64)
-        names = []
-        for item in self.text_item_M:
-            names.append(f"{self.ids[item]}#{seen[item]}")
-            seen[item] += 1
-        return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,71 +56,6 @@ class ClassGroups:
         return group_N
 
 
-@dataclass(frozen=True, slots=True)
-class Towers:
-    """Vectors as they ask and as they are searched: image [N, D] and text [M, D], score = inner product."""
-
-    image_query_ND: FloatArray
-    text_query_MD: FloatArray
-    image_gallery_ND: FloatArray
-    text_gallery_MD: FloatArray
-
-    @classmethod
-    def symmetric(cls, image_ND: FloatArray, text_MD: FloatArray) -> Towers:
-        """Build towers whose vectors are the same whether they ask or are searched."""
-        return cls(image_ND, text_MD, image_ND, text_MD)
-
-
-def variants(
-    image_ND: FloatArray, text_MD: FloatArray, blocks: Sequence[Block], *, label_weight: float
-) -> dict[str, Towers]:
-    """Return the towers of each score the vectors allow: regions, labels, both (with `label_weight` on the query)."""
-    found: dict[str, Towers] = {}
-    for variant, name in (("regions", REGION), ("labels", LABEL)):
-        if has_block(blocks, name):
-            columns = block_columns(blocks, name)
-            found[variant] = Towers.symmetric(image_ND[:, columns], text_MD[:, columns])
-    if len(found) == 2:
-        asked = [weigh_query(side, blocks, label_weight=label_weight) for side in (image_ND, text_MD)]
-        found["both"] = Towers(asked[0], asked[1], image_ND, text_MD)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """One direction over chosen items: Q query rows, N gallery rows, and the item each of them belongs to."""
-
-    query_QD: FloatArray
-    gallery_ND: FloatArray
-    query_items_Q: Rows
-    gallery_items_N: Rows
-    gallery_ids: list[str]
-
-
-def make_search(
-    towers: Towers, corpus: Corpus, *, query_items: Rows, gallery_items: Rows, direction: str
-) -> Search:
-    """Lay out one direction: images ask for the gallery items' captions, or captions ask for the gallery's images."""
-    if direction == "image_to_text":
-        rows = np.flatnonzero(np.isin(corpus.text_item_M, gallery_items))
-        text_ids = corpus.text_ids()
-        return Search(
-            towers.image_query_ND[query_items],
-            towers.text_gallery_MD[rows],
-            query_items,
-            corpus.text_item_M[rows],
-            [text_ids[row] for row in rows],
-        )
-    rows = np.flatnonzero(np.isin(corpus.text_item_M, query_items))
-    return Search(
-        towers.text_query_MD[rows],
-        towers.image_gallery_ND[gallery_items],
-        corpus.text_item_M[rows],
-        gallery_items,
-        [corpus.ids[row] for row in gallery_items],
-    )
-
-
 def condition_items(corpus: Corpus, groups: ClassGroups) -> dict[str, tuple[Rows, Rows]]:
     """Return (query items, gallery items) of each condition that has both."""
     group_N = groups.of_items(corpus.labels)
@@ -166,7 +70,7 @@ def condition_items(corpus: Corpus, groups: ClassGroups) -> dict[str, tuple[Rows
 
 
 def evaluate_method(
-    towers: Towers, corpus: Corpus, groups: ClassGroups, *, num_resamples: int = 1000, seed: int = 0
+    towers: Searchable, corpus: Corpus, groups: ClassGroups, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Return the numbers of one method as plain values: {"classes": {condition: ...}, "instance": {rows: ...}}.
 
@@ -178,7 +82,7 @@ def evaluate_method(
     resampled: dict[str, dict[str, Values]] = {}
     for number, (condition, (queries, gallery)) in enumerate(condition_items(corpus, groups).items()):
         searches = {
-            name: make_search(towers, corpus, query_items=queries, gallery_items=gallery, direction=name)
+            name: towers.search(corpus, query_items=queries, gallery_items=gallery, direction=name)
             for name in DIRECTIONS
         }
         by_class[condition], resampled[condition] = _class_numbers(
@@ -193,7 +97,7 @@ def evaluate_method(
         if len(items):
             instance[name] = {
                 direction: instance_numbers(
-                    make_search(towers, corpus, query_items=items, gallery_items=items, direction=direction),
+                    towers.search(corpus, query_items=items, gallery_items=items, direction=direction),
                     num_resamples=num_resamples,
                     seed=seed,
                 )
@@ -202,11 +106,11 @@ def evaluate_method(
     return {"classes": by_class, "instance": instance}
 
 
-def instance_numbers(search: Search, *, num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def instance_numbers(search: Ranking, *, num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Return recall@1/5/10 and the median rank of one direction, with intervals (by item) and chance."""
     own = SameItem(search.query_items_Q, search.gallery_items_N)
-    ranks_Q = metrics.first_hit_ranks(
-        search.query_QD, search.gallery_ND, relevance=own, gallery_ids=search.gallery_ids
+    ranks_Q = metrics.first_hits(
+        search.scores, len(search.query_items_Q), relevance=own, gallery_ids=search.gallery_ids
     )
     num_own_Q, num_gallery = own.num_relevant(), len(search.gallery_ids)
     found_Q = np.where(ranks_Q > 0, 1.0, np.nan)
@@ -231,7 +135,7 @@ def instance_numbers(search: Search, *, num_resamples: int = 1000, seed: int = 0
 
 
 def _class_numbers(
-    searches: dict[str, Search], corpus: Corpus, groups: ClassGroups, *, num_resamples: int, seed: int
+    searches: dict[str, Ranking], corpus: Corpus, groups: ClassGroups, *, num_resamples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Values]]:
     """The numbers of one condition and its resampled means: both directions share the class draws."""
     member_NC = membership(corpus.labels, groups.classes)
@@ -240,8 +144,8 @@ def _class_numbers(
     for name, search in searches.items():
         query_QC = member_NC[search.query_items_Q]
         relevance = Relevance(query_QC, member_NC[search.gallery_items_N])
-        found = metrics.ranking_metrics(
-            search.query_QD, search.gallery_ND, relevance=relevance, gallery_ids=search.gallery_ids
+        found = metrics.score_metrics(
+            search.scores, len(query_QC), relevance=relevance, gallery_ids=search.gallery_ids
         )
         numbers[name] = _direction_numbers(found, query_QC, groups.classes, len(search.gallery_ids))
         # A multi-label query is resampled with the first of its classes.

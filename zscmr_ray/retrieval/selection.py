@@ -18,9 +18,10 @@ import numpy.typing as npt
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval import chance, metrics
 from zscmr_ray.retrieval.ordering import query_blocks, tie_ranks
-from zscmr_ray.retrieval.protocol import DIRECTIONS, ClassGroups, Corpus, Search, Towers, make_search
+from zscmr_ray.retrieval.protocol import ClassGroups
 from zscmr_ray.retrieval.relevance import Relevance, RelevanceRule, SameItem, membership
 from zscmr_ray.retrieval.scoring import label_block
+from zscmr_ray.retrieval.searches import DIRECTIONS, Corpus, Search, Towers, make_search
 
 LABEL_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 LABEL_TEMPERATURES = (0.25, 0.5, 1.0, 2.0)

@@ -22,7 +22,8 @@ from zscmr_ray.manifest import (
     require_manifest,
 )
 from zscmr_ray.models.base import LABEL
-from zscmr_ray.retrieval.protocol import DIRECTIONS, ClassGroups, Towers, evaluate_method, variants
+from zscmr_ray.retrieval.protocol import ClassGroups, evaluate_method
+from zscmr_ray.retrieval.searches import DIRECTIONS, Towers, variants
 from zscmr_ray.stages import StageResult, require_pairs, stage_store
 from zscmr_ray.stages.evaluate_baselines import Baseline, make_baselines
 from zscmr_ray.stages.evaluate_examples import make_examples

@@ -16,7 +16,8 @@ from zscmr_ray.engine.checkpoint import CheckpointMeta
 from zscmr_ray.models.backbones import load_text_backbone, synonyms
 from zscmr_ray.models.cca import CCA
 from zscmr_ray.models.conse import ConSE, class_name_vectors
-from zscmr_ray.retrieval.protocol import ClassGroups, Towers
+from zscmr_ray.retrieval.protocol import ClassGroups
+from zscmr_ray.retrieval.searches import Towers
 from zscmr_ray.stages.evaluate_rows import EncodedRows
 
 MIN_CCA_PAIRS = 32

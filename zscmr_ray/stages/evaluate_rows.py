@@ -22,7 +22,8 @@ from zscmr_ray.errors import DataError
 from zscmr_ray.manifest import Manifest
 from zscmr_ray.models.base import AlignmentModel
 from zscmr_ray.progress import Progress
-from zscmr_ray.retrieval.protocol import ClassGroups, Corpus
+from zscmr_ray.retrieval.protocol import ClassGroups
+from zscmr_ray.retrieval.searches import Corpus
 from zscmr_ray.storage import Store
 
 FloatArray = npt.NDArray[np.float32]
