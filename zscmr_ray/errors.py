@@ -6,6 +6,7 @@
       MissingPackageError exit 1   an optional package is not installed
       ConfigError         exit 2   a setting, flag or combination of them is wrong
       DataError           exit 3   the data are missing, unreadable or break a contract
+        StorageError      exit 3   the place itself: it does not answer, is full or may not be used
       RefusedError        exit 4   another fingerprint, configuration or lease owns what was asked for
 
 A message has three parts: what was got, what was expected, and the remedy. Our own mistakes are assertions, not these.
@@ -73,6 +74,10 @@ class DataError(ZscmrError):
     """The data are missing, unreadable or break a contract."""
 
     exit_code = 3
+
+
+class StorageError(DataError):
+    """The place is at fault and no object in it: it does not answer, is full, or may not be read or written."""
 
 
 class RefusedError(ZscmrError):

@@ -13,7 +13,7 @@ from zscmr_ray.storage import retry, s3_request
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> retry.RetryPolicy:
-    """Ten attempts as always, but short waits and timeouts."""
+    """As many attempts as always, but short waits and timeouts."""
     policy = retry.RetryPolicy(first_wait_s=0.01, max_wait_s=0.04, max_total_s=30)
     monkeypatch.setattr(retry, "POLICY", policy)
     monkeypatch.setattr(s3_request, "READ_TIMEOUT_S", 0.5)

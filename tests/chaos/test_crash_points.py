@@ -104,7 +104,13 @@ def folder(tmp_path: Path) -> Iterator[str]:
         yield name
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in {"overwrite", "embed", "append-embed"} else name
+        for name in JOBS
+    ],
+)
 def test_local(corpus: Path, folder: str, name: str) -> None:
     check_every_crash_point(corpus, JOBS[name], folder)
 
@@ -115,9 +121,14 @@ def test_s3(corpus: Path, tmp_path: Path, s3_bucket: str, name: str) -> None:
     check_every_crash_point(corpus, JOBS[name], f"{s3_bucket}/{tmp_path.name}")
 
 
+@pytest.mark.parametrize("name", ["overwrite", "embed", "append-embed"])
+def test_some_local(corpus: Path, folder: str, name: str) -> None:
+    check_every_crash_point(corpus, JOBS[name], folder, step=7)
+
+
 @pytest.mark.parametrize("name", ["preprocess", "retry"])
 def test_some_on_s3(corpus: Path, tmp_path: Path, s3_bucket: str, name: str) -> None:
-    check_every_crash_point(corpus, JOBS[name], f"{s3_bucket}/{tmp_path.name}", step=5)
+    check_every_crash_point(corpus, JOBS[name], f"{s3_bucket}/{tmp_path.name}", step=7)
 
 
 def check_every_crash_point(corpus: Path, job: Job, root: str, *, step: int = 1) -> None:

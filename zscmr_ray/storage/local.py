@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from zscmr_ray.errors import DataError
+from zscmr_ray.errors import StorageError
 from zscmr_ray.storage.place import FileInfo
 
 TEMPORARY = ".tmp-"
@@ -53,7 +53,8 @@ class LocalFiles:
     def open(self, key: str) -> BinaryIO:
         """Open a file for reading."""
         with say_read_errors(self.root / key):
-            return (self.root / key).open("rb")
+            # Without waiting: nobody may ever write to a named pipe among the files; it is read as empty.
+            return open(self.root / key, "rb", opener=_open_at_once)
 
     def read(self, key: str) -> bytes:
         """Read a whole file."""
@@ -155,23 +156,29 @@ class LocalFiles:
             yield from (Path(folder, name) for name in names)
 
     def _info_if_there(self, path: Path) -> FileInfo | None:
-        # A file may go between listing and stat: another process deletes or renames it.
+        # A file may go between listing and stat: another process deletes or renames it. A link that leads nowhere
+        # stays, so that whoever opens it finds the file missing.
         try:
-            return _file_info(path.relative_to(self.root).as_posix(), path.stat())
-        except FileNotFoundError:
-            return None
+            found = path.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            if not path.is_symlink():
+                return None
+            found = path.lstat()
+        return _file_info(path.relative_to(self.root).as_posix(), found)
 
 
 @contextlib.contextmanager
 def say_write_errors(path: Path) -> Iterator[None]:
-    """Say a full or unwritable disk as DataError; other errors pass."""
+    """Say a full or unwritable disk as StorageError; other errors pass."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL | _REFUSED:
             raise
         is_full = error.errno in _FULL
-        raise DataError(
+        raise StorageError(
             "the disk is full" if is_full else "cannot write here",
             got=f"{path}: {error.strerror}",
             expected="free space (and quota)" if is_full else "a directory this user may write to",
@@ -182,16 +189,20 @@ def say_write_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def say_read_errors(path: Path) -> Iterator[None]:
-    """Say what may not be read as DataError; missing files and other errors pass."""
+    """Say what may not be read as StorageError; missing files and other errors pass."""
     try:
         yield
     except (PermissionError, IsADirectoryError) as error:
-        raise DataError(
+        raise StorageError(
             "cannot read this",
             got=f"{error.filename or path}: {error.strerror}",
             expected="files this user may read",
             remedy="change its permissions" + _AGAIN,
         ) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _raise_unless_gone(error: OSError) -> None:

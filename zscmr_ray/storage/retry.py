@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from zscmr_ray.errors import DataError
+from zscmr_ray.errors import StorageError
 
 T = TypeVar("T")
 
@@ -29,12 +29,12 @@ class TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Bounds of one operation. The defaults outlast a storage server that is restarted (about 30 s of waiting)."""
+    """Bounds of one operation. The defaults outlast a storage server that is restarted (a minute of waiting)."""
 
-    max_attempts: int = 10
+    max_attempts: int = 12
     max_total_s: float = 180.0
     first_wait_s: float = 0.2
-    max_wait_s: float = 10.0
+    max_wait_s: float = 15.0
 
     def wait_s(self, failures: int, *, draw: float) -> float:
         """Seconds to wait after so many failures; `draw` in [0, 1) spreads clients that failed together.
@@ -60,7 +60,7 @@ def with_retries(
 ) -> T:
     """Call until it returns; `what` names operation and object in messages.
 
-    Raises DataError when attempts or time are used up, and at once whatever else `attempt` raises.
+    Raises StorageError when attempts or time are used up, and at once whatever else `attempt` raises.
     """
     policy = policy or POLICY
     begun = clock()
@@ -73,7 +73,7 @@ def with_retries(
             wait_s = policy.wait_s(failures, draw=random.random())
             spent_s = clock() - begun
             if failures >= policy.max_attempts or spent_s + wait_s > policy.max_total_s:
-                raise DataError(
+                raise StorageError(
                     "the storage keeps failing",
                     got=f"{what}: {error}; {failures} attempts in {spent_s:.0f} s",
                     expected=f"an answer within {policy.max_attempts} attempts and {policy.max_total_s:.0f} s",

@@ -20,7 +20,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
-from zscmr_ray.errors import ConfigError, DataError, ZscmrError
+from zscmr_ray.errors import ConfigError, StorageError, ZscmrError
 from zscmr_ray.storage.retry import TransientError, with_retries
 
 CONNECT_TIMEOUT_S = 10
@@ -68,7 +68,7 @@ def request(
     """Send one request until it is answered; a body that is read is returned whole as bytes under `Body`.
 
     `check` may raise TransientError for an answer that is not good enough; `num_bytes` of payload lengthen the
-    request's timeout. Raises FileNotFoundError for a missing object, PreconditionError, DataError and ConfigError.
+    request's timeout. Raises FileNotFoundError for a missing object, PreconditionError, StorageError and ConfigError.
     """
     timeout_s = REQUEST_TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S
 
@@ -139,7 +139,7 @@ def _judged(error: Exception, what: str) -> Exception:
     ):
         return ConfigError("no credentials for S3", got=type(error).__name__, remedy=_CREDENTIALS_REMEDY)
     if isinstance(error, boto.SSLError):
-        return DataError(
+        return StorageError(
             "no trusted connection to S3",
             got=f"{what}: {type(error).__name__} at {endpoint()}",
             expected="a certificate this machine trusts",
@@ -163,7 +163,7 @@ def _judged_answer(response: dict[str, Any], what: str) -> Exception:
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS or (status >= 500 and status != 501):
         return TransientError(said)
     if code == "NoSuchBucket":
-        return DataError(
+        return StorageError(
             "no such bucket",
             got=f"{what}: {said}",
             expected="a bucket that exists",
@@ -174,20 +174,20 @@ def _judged_answer(response: dict[str, Any], what: str) -> Exception:
     if status in {412, 304}:
         return PreconditionError(what)
     if code in _UNKNOWN_KEYS:
-        return DataError(
+        return StorageError(
             "S3 does not accept the credentials",
             got=f"{what}: {said}",
             expected="a key that this server knows, and its secret",
             remedy=_CREDENTIALS_REMEDY,
         )
     if status in {401, 403}:
-        return DataError(
+        return StorageError(
             "S3 refuses access",
             got=f"{what}: {said}",
             expected="credentials that may do this to this bucket",
             remedy=f"{_CREDENTIALS_REMEDY}, or change the bucket's policy",
         )
-    return DataError("S3 refuses a request", got=f"{what}: {said}", expected="status 200")
+    return StorageError("S3 refuses a request", got=f"{what}: {said}", expected="status 200")
 
 
 def _bad_endpoint(what: str, why: str) -> ConfigError:

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from zscmr_ray.errors import ZscmrError
+from zscmr_ray.errors import StorageError, ZscmrError
 from zscmr_ray.stages.plane.chunks import Failure, Shard, Source, chunk_row, failed_row, shards_of_task
+from zscmr_ray.stages.plane.effort import timed_chunks
 from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt
 from zscmr_ray.storage import Store
 
 _DECODE = "decode"
+# The code of a failure that is the storage's and no shard's.
+STORAGE = "storage"
 
 
 class DecodeShards:
@@ -38,8 +41,8 @@ class DecodeShards:
                 reason = f"its worker crashed {self.max_failures} times while reading it"
                 yield failed_row(shard, index, Failure("crashed", reason))
                 return
-            for chunk in self.source.read(shard):
-                yield chunk_row(shard, index, chunk)
+            for chunk, effort in timed_chunks(self.source.read(shard)):
+                yield chunk_row(shard, index, chunk, effort)
                 index += 1
             clear_attempts(self.store, shard.part, what=_DECODE)
         except Exception as error:
@@ -48,6 +51,8 @@ class DecodeShards:
 
 def failure_of(error: Exception) -> Failure:
     """Say an exception as a failure: our own errors in their words, others with their type."""
+    if isinstance(error, StorageError):
+        return Failure(STORAGE, str(error))
     if isinstance(error, ZscmrError):
         return Failure("unreadable", str(error))
     return Failure("error", f"{type(error).__name__}: {error}")

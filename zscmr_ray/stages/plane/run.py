@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from zscmr_ray.config import PlaneSection
-from zscmr_ray.errors import DataError
+from zscmr_ray.errors import DataError, StorageError
 from zscmr_ray.lease import Lease
 from zscmr_ray.progress import Progress
 from zscmr_ray.stages.plane.chunks import (
@@ -24,19 +24,26 @@ from zscmr_ray.stages.plane.chunks import (
     batch_shards,
 )
 from zscmr_ray.stages.plane.commit import Commit, Commits, valid_commits
+from zscmr_ray.stages.plane.decode import STORAGE
 from zscmr_ray.stages.plane.encode import NOT_BUILT, error_from_json
 from zscmr_ray.stages.plane.estimates import Reporter, RowEstimate
+from zscmr_ray.stages.plane.forecast import Probe, estimate_run
+from zscmr_ray.stages.plane.ledger import Ledger, end_lines, end_note
+from zscmr_ray.stages.plane.resources import Fleet
 from zscmr_ray.stages.plane.staging import STAGING, shard_prefix, staging_store
 from zscmr_ray.storage import Store
 
 _NAMED_SHARDS = 20
+# So many shards in a row that the storage failed, each after all its retries: the next ones would only wait as long.
+_STORAGE_FAILURES = 3
 
 
 @dataclass(frozen=True)
 class PlaneJob:
     """All that one run needs: where, what, how to read and how to encode; `observe` sees every result (benchmarks).
 
-    `redo_changed`: a shard's fingerprint is of its contents, so that a retry may do changed ones again unasked.
+    `probe` is what an estimate was made of, for the run's end to compare. `redo_changed`: a shard's fingerprint is of its
+    contents, so that a retry may do changed ones again unasked.
     """
 
     stage: str
@@ -48,6 +55,7 @@ class PlaneJob:
     item_output: str = ""
     max_encoders: int | None = None
     observe: Callable[[ChunkResult], None] | None = None
+    probe: Probe | None = None
     redo_changed: bool = False
 
 
@@ -59,6 +67,10 @@ class Executor(Protocol):
     """
 
     max_commits: int
+
+    def fleet(self, job: PlaneJob) -> Fleet:
+        """How much works at once on the job."""
+        ...
 
     def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
         """Decode and encode every shard of the tasks, and yield what became of each chunk as it is there."""
@@ -80,7 +92,7 @@ def run_plane(
 
     Without an `executor` it is a running Ray, never started or stopped here. The caller holds the directory's `lease`
     (none: it knows that nobody else writes there). Raises DataError naming the shards that could not be done, after all
-    others were committed; RefusedError when the lease was lost.
+    others were committed; StorageError when the storage is away or full; RefusedError when the lease was lost.
     """
     commits = valid_commits(job.store, job.shards, config_hash=config_hash)
     if commits:
@@ -98,15 +110,19 @@ def run_plane(
     failures: dict[str, Failure] = {}
     pending = [shard for shard in job.shards if shard.part not in commits]
     is_retry = False
+    ledger = Ledger()
     while pending:
         if executor is None:
             from zscmr_ray.stages.plane.on_ray import RayExecutor
 
             executor = RayExecutor()
+        if job.probe is not None and lease is not None and not is_retry:
+            rows = round(job.probe.shard_rows * len(pending))
+            lease.report(estimate=estimate_run(job.probe, executor.fleet(job), rows).as_json())
         # A worker that crashes for good can take chunks of its neighbours in the task with it (Ray does not emit
         # again what the first attempt emitted), so what is missing is done once more, each shard on its own.
         tasks = [[shard] for shard in pending] if is_retry else batch_shards(pending)
-        outcome = _execute(job, tasks, to, reporter, executor)
+        outcome = _execute(job, tasks, to, reporter, executor, ledger)
         commits |= outcome.commits
         failures |= outcome.failures
         pending = [shard for shard in pending if shard.part not in commits.keys() | failures.keys()]
@@ -114,6 +130,8 @@ def run_plane(
             failures |= {shard.part: Failure("missing", "chunks never arrived") for shard in pending}
             break
         is_retry = True
+    if executor is not None:
+        _say_end(job, ledger, executor.fleet(job), lease)
     if failures:
         raise _failed_shards(job, failures)
     return [commits[shard.part] for shard in job.shards]
@@ -126,10 +144,15 @@ class _Outcome:
 
 
 def _execute(
-    job: PlaneJob, tasks: list[list[Shard]], to: Commits, reporter: Reporter, executor: Executor
+    job: PlaneJob,
+    tasks: list[list[Shard]],
+    to: Commits,
+    reporter: Reporter,
+    executor: Executor,
+    ledger: Ledger,
 ) -> _Outcome:
     shards = {shard.part: shard for task in tasks for shard in task}
-    committer = _Committer(to, executor)
+    committer = _Committer(to, executor, ledger)
     arrived: dict[str, dict[int, ChunkResult]] = {}
     estimate = RowEstimate(list(shards.values()))
     with Progress(job.stage, total=estimate.total, unit="rows") as progress:
@@ -140,6 +163,7 @@ def _execute(
                 job.observe(result)
             chunks = arrived.setdefault(result.part, {})
             if result.index not in chunks:
+                ledger.add(result)
                 progress.advance(result.num_in, note=f"{committer.num_done}/{len(shards)} shards")
             chunks[result.index] = result
             if _is_whole(chunks):
@@ -162,9 +186,9 @@ def _is_whole(chunks: dict[int, ChunkResult]) -> bool:
 class _Committer:
     """Commits shards as they become whole, while encoding goes on."""
 
-    def __init__(self, to: Commits, executor: Executor) -> None:
-        self._to, self._executor = to, executor
-        self._num_running = 0
+    def __init__(self, to: Commits, executor: Executor, ledger: Ledger) -> None:
+        self._to, self._executor, self._ledger = to, executor, ledger
+        self._num_running = self._num_storage_failures = 0
         self.outcome = _Outcome()
 
     @property
@@ -175,9 +199,10 @@ class _Committer:
         failed = [result for result in results if result.failure is not None]
         if failed:
             assert failed[0].failure is not None
-            self.outcome.failures[shard.part] = failed[0].failure
+            self._fail(shard.part, failed[0].failure)
             return
         self._executor.begin_commit(self._to, shard, results)
+        self._ledger.begin_commit(shard.part)
         self._num_running += 1
         self._collect(wait=self._num_running >= self._executor.max_commits)
 
@@ -189,11 +214,33 @@ class _Committer:
     def _collect(self, *, wait: bool) -> None:
         for part, outcome in self._executor.ended_commits(wait=wait):
             self._num_running -= 1
+            self._ledger.end_commit(part)
             if isinstance(outcome, Failure):
-                self.outcome.failures[part] = outcome
+                self._fail(part, outcome)
             else:
+                self._num_storage_failures = 0
                 self.outcome.commits[part] = outcome
                 self._to.staging.delete_tree(shard_prefix(part))
+
+    def _fail(self, part: str, failure: Failure) -> None:
+        self.outcome.failures[part] = failure
+        self._num_storage_failures = self._num_storage_failures + 1 if failure.code == STORAGE else 0
+        if self._num_storage_failures == _STORAGE_FAILURES:
+            raise StorageError(
+                f"stopped, because the storage failed for {_STORAGE_FAILURES} shards in a row",
+                got=failure.reason,
+                remedy="when the storage is well again, run the same command: it goes on where it stopped",
+            )
+
+
+def _say_end(job: PlaneJob, ledger: Ledger, fleet: Fleet, lease: Lease | None) -> None:
+    usage = ledger.usage(fleet)
+    if usage is None:
+        return
+    for line in end_lines(usage, job.probe):
+        print(f"{job.stage}: {line}", file=sys.stderr)
+    if lease is not None:
+        lease.report(usage=end_note(usage))
 
 
 def _failed_shards(job: PlaneJob, failures: dict[str, Failure]) -> DataError:
