@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.stages.corpus import corpus_config, good_samples, write_tar
+from tests.stages.driver_process import driving
 from tests.stages.numbers import RAY_WARNINGS, digests
 from tests.stages.small_run import write_checkpoint
 from zscmr_ray.config import Config
@@ -24,39 +21,16 @@ from zscmr_ray.stages.preprocess import run_preprocess
 pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
 
 NUM_SHARDS, ROWS = 10, 33
-DRIVER = """
-import sys
-from zscmr_ray.cli.session import ray_session
-from zscmr_ray.config import Config, RaySection
-config = Config.model_validate_json(sys.argv[2])
-with ray_session(RaySection(num_cpus=2, object_store_bytes=200_000_000)):
-    if sys.argv[1] == "preprocess":
-        from zscmr_ray.stages.preprocess import run_preprocess
-        run_preprocess(config)
-    else:
-        from zscmr_ray.stages.embed import run_embed
-        run_embed(config)
-"""
 
 
 def kill_in_the_middle(stage: str, config: Config, *, after: int) -> None:
     """Run a stage in a process of its own and SIGKILL it as soon as some shards are committed."""
     store = stage_store(config, stage)
-    # A session of its own: whatever Ray started there goes with it.
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, stage, config.model_dump_json()],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
+    with driving(stage, config) as driver:
         while len(store.list(COMMITS)) < after:
-            assert driver.poll() is None, f"the driver ended by itself with {driver.returncode}"
+            assert driver.exit_code() is None, f"the driver ended by itself with {driver.exit_code()}"
             time.sleep(0.005)
-        driver.send_signal(signal.SIGKILL)
-    finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
+        driver.kill()
     assert not store.exists(MANIFEST), "killed too late"
 
 
