@@ -8,20 +8,16 @@ else drawn ones of the same size. Lessons are in docs/decisions.md and in the co
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import queue
-import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from contract import report
-from PIL import Image
+from corpus import Arrivals, pictures, steady_rate, write_shards
 
 from zscmr_ray.cli.session import ray_session
 from zscmr_ray.config import Config
@@ -32,16 +28,13 @@ from zscmr_ray.stages.shards.source import PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
 NUM_SHARDS, ROWS_PER_SHARD = 8, 288
-DROPPED = 0.2
 BAR = 0.85
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos.tar"
-Arrivals = list[tuple[float, int]]
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="zscmr-bench-") as folder:
         photos, kind = pictures()
-        write_shards(Path(folder) / "shards", photos)
+        write_shards(Path(folder) / "shards", photos, num_shards=NUM_SHARDS, rows_per_shard=ROWS_PER_SHARD)
         config = vary(
             Config(),
             recipe="fgan",
@@ -139,20 +132,6 @@ def bare_worker(config: Config, shards: list[Shard], threads: int, results: Any)
         results.put((time.monotonic(), chunk.num_in))
 
 
-def steady_rate(arrivals: Arrivals, ended_s: float) -> float:
-    """Rows per second after the first 20% have arrived.
-
-    >>> steady_rate([(0.0, 2), (1.0, 4), (2.0, 4)], 2.0)
-    4.0
-    """
-    total, seen = sum(rows for _, rows in arrivals), 0
-    for at_s, rows in sorted(arrivals):
-        seen += rows
-        if seen >= DROPPED * total:
-            return (total - seen) / (ended_s - at_s)
-    raise AssertionError("no arrivals")
-
-
 def shards_of(config: Config) -> list[Shard]:
     return find_shards(find_input(config.data.input_uri)[1], config.data)
 
@@ -168,42 +147,6 @@ def source_of(config: Config) -> ShardSource:
         section.thumbnail_px,
         section.keep_images,
     )
-
-
-def pictures() -> tuple[list[bytes], str]:
-    """JPEGs of about 500 x 375: shared photographs, or drawn ones of a photograph's size in bytes."""
-    if PHOTOS.exists():
-        with tarfile.open(PHOTOS) as tar:
-            members = [member for member in tar if member.name.lower().endswith((".jpg", ".jpeg"))]
-            return [data.read() for member in members if (data := tar.extractfile(member))], "photographs"
-    return list(drawn(120)), "drawn"
-
-
-def drawn(count: int) -> Iterator[bytes]:
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 14, (375, 500, 3))
-        pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
-        yield buffer.getvalue()
-
-
-def write_shards(folder: Path, photos: list[bytes]) -> None:
-    """Repeat the pictures into tars, each row with a caption of its own."""
-    folder.mkdir()
-    for number in range(NUM_SHARDS):
-        with tarfile.open(folder / f"{number:03d}.tar", "w") as tar:
-            for row in range(ROWS_PER_SHARD):
-                place = number * ROWS_PER_SHARD + row
-                members = {"jpg": photos[place % len(photos)], "txt": f"photograph number {place}".encode()}
-                for extension, data in members.items():
-                    member = tarfile.TarInfo(f"{row:06d}.{extension}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
 
 
 if __name__ == "__main__":

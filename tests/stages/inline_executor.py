@@ -16,6 +16,7 @@ from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, result_of
 from zscmr_ray.stages.plane.commit import Commit, Commits, try_commit
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import EncodeChunks
+from zscmr_ray.stages.plane.resources import Fleet
 from zscmr_ray.stages.plane.run import PlaneJob
 from zscmr_ray.storage import Store
 
@@ -27,6 +28,9 @@ class InlineExecutor:
 
     def __init__(self) -> None:
         self._ended: list[tuple[str, Commit | Failure]] = []
+
+    def fleet(self, job: PlaneJob) -> Fleet:
+        return Fleet(1, 1, num_encoders=1, encoder_threads=1, num_decoders=1, num_commits=1)
 
     def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
         decode = DecodeShards(job.source, staging, max_failures=job.plane.max_shard_failures)

@@ -12,6 +12,7 @@ import typer
 from zscmr_ray import __version__
 from zscmr_ray.cli import directories, interop
 from zscmr_ray.cli import options as opt
+from zscmr_ray.cli.estimate import estimate, print_estimate
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
 from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
 
@@ -60,6 +61,7 @@ def preprocess(
     overwrite: opt.Overwrite = False,
     append: opt.Append = False,
     retry_rejected: opt.RetryRejected = False,
+    with_estimate: opt.Estimate = False,
     dry_run: opt.DryRun = False,
 ) -> None:
     """Read image-text shards, run the frozen backbones once, write `pairs/`.
@@ -73,7 +75,8 @@ def preprocess(
     if dry_run:
         typer.echo("\n".join(plan(loaded.config, ("preprocess",))))
         return
-    run_stages(loaded.config, ("preprocess",), overwrite=overwrite, update=update)
+    probe = print_estimate(loaded, "preprocess") if with_estimate else None
+    run_stages(loaded.config, ("preprocess",), overwrite=overwrite, update=update, probe=probe)
 
 
 _stage_command(
@@ -98,6 +101,7 @@ def embed(
     overwrite: opt.Overwrite = False,
     append: opt.Append = False,
     retry_rejected: opt.RetryRejected = False,
+    with_estimate: opt.Estimate = False,
     dry_run: opt.DryRun = False,
 ) -> None:
     """Embed the run's pairs, or raw shards with any finished model, write `embeddings/`.
@@ -114,7 +118,8 @@ def embed(
     if dry_run:
         typer.echo("\n".join(plan(loaded.config, ("embed",))))
         return
-    run_stages(loaded.config, ("embed",), overwrite=overwrite, update=update)
+    probe = print_estimate(loaded, "embed") if with_estimate else None
+    run_stages(loaded.config, ("embed",), overwrite=overwrite, update=update, probe=probe)
 
 
 _stage_command("index", "Build the search index, write `index/`.", "zscmr index --run runs/mine")
@@ -194,6 +199,7 @@ def demo(
     run_demo(run=run, cache=cache, overrides=overrides or [])
 
 
+app.command()(estimate)
 app.command()(directories.status)
 app.command()(directories.verify)
 app.command()(interop.convert)

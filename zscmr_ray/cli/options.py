@@ -45,6 +45,9 @@ RetryRejected = Annotated[
     bool,
     typer.Option("--retry-rejected", help="Do the shards with rejected rows again (after a repair, say)."),
 ]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="First say what it will take, from a probe (see `zscmr estimate`).")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and in which directories; do nothing.")
 ]

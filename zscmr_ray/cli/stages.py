@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,26 +15,37 @@ from zscmr_ray.config import Config
 from zscmr_ray.manifest import STAGE_MARK, read_manifest
 from zscmr_ray.stages import StageResult, stage_store
 
+if TYPE_CHECKING:
+    from zscmr_ray.stages.plane.forecast import Probe
+
 PIPELINE = ("preprocess", "train", "evaluate", "embed", "index")
 # evaluate and index are one process's work; the others are Ray's.
 NEEDS_RAY = frozenset({"preprocess", "train", "embed"})
 
 
 def run_stages(
-    config: Config, stages: Sequence[str], *, overwrite: bool = False, update: Update | None = None
+    config: Config,
+    stages: Sequence[str],
+    *,
+    overwrite: bool = False,
+    update: Update | None = None,
+    probe: Probe | None = None,
 ) -> list[StageResult]:
     """Run stages in order, Ray started once and only when a stage that needs it is reached; print each result.
 
-    `update` is for preprocess and embed alone.
+    `update` and `probe` are for preprocess and embed alone.
     """
     results: list[StageResult] = []
     for number, stage in enumerate(stages):
         # Ray outlives the stage that started it, so that the next one does not pay for the start again.
         if stage in NEEDS_RAY and (overwrite or update is not None or not _is_complete(config, stage)):
             with ray_session(config.ray):
-                rest = [_run(config, name, overwrite=overwrite, update=update) for name in stages[number:]]
+                rest = [
+                    _run(config, name, overwrite=overwrite, update=update, probe=probe)
+                    for name in stages[number:]
+                ]
             return results + rest
-        results.append(_run(config, stage, overwrite=overwrite, update=update))
+        results.append(_run(config, stage, overwrite=overwrite, update=update, probe=probe))
     return results
 
 
@@ -48,10 +59,15 @@ def plan(config: Config, stages: Sequence[str]) -> list[str]:
     return lines
 
 
-def _run(config: Config, stage: str, *, overwrite: bool, update: Update | None) -> StageResult:
+def _run(
+    config: Config, stage: str, *, overwrite: bool, update: Update | None, probe: Probe | None
+) -> StageResult:
     started_s = time.monotonic()
     module = importlib.import_module(f"zscmr_ray.stages.{stage}")
-    options: dict[str, Any] = {"overwrite": overwrite} | ({"update": update} if update is not None else {})
+    given = {"update": update, "probe": probe}
+    options: dict[str, Any] = {"overwrite": overwrite} | {
+        name: value for name, value in given.items() if value is not None
+    }
     result: StageResult = getattr(module, f"run_{stage}")(config, **options)
     counts = ", ".join(f"{value} {name}" for name, value in result.counts.items())
     state = "already done" if result.skipped else f"done in {time.monotonic() - started_s:.1f} s"

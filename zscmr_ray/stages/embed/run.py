@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zscmr_ray.claim import Update
@@ -12,17 +13,21 @@ from zscmr_ray.stages.plane.directory import run_directory
 
 if TYPE_CHECKING:
     from zscmr_ray.stages.embed.plan import EmbedPlan
+    from zscmr_ray.stages.plane.forecast import Probe
     from zscmr_ray.stages.plane.run import PlaneJob
 
 STAGE = "embed"
 
 
-def run_embed(config: Config, *, overwrite: bool = False, update: Update | None = None) -> StageResult:
+def run_embed(
+    config: Config, *, overwrite: bool = False, update: Update | None = None, probe: Probe | None = None
+) -> StageResult:
     """Embed the run's pairs, or raw shards where it has none, with `embed.model`, resuming by part.
 
-    `update` adds new parts to complete embeddings, or does those with rejected rows or changed pairs again. Needs a
-    running Ray unless everything is there already. Raises RefusedError, with both hashes, when cached features come
-    from other backbones than the model's and no image was kept; DataError naming shards that could not be read.
+    `update` adds new parts to complete embeddings, or does those with rejected rows or changed pairs again; the end
+    says how far off an estimate from `probe` was. Needs a running Ray unless everything is there already. Raises
+    RefusedError, with both hashes, when cached features come from other backbones than the model's and no image was
+    kept; DataError naming shards that could not be read.
     """
     # Here and not above: torch costs seconds, and decode workers import this package too.
     from zscmr_ray.stages.embed.plan import plan_embed
@@ -33,7 +38,7 @@ def run_embed(config: Config, *, overwrite: bool = False, update: Update | None 
 
     def prepare() -> PlaneJob:
         print(f"{STAGE}: {plan.said}", file=sys.stderr)
-        return embed_job(config, plan)
+        return replace(embed_job(config, plan), probe=probe)
 
     manifest, skipped = run_directory(store, plan.key, prepare, info=info, overwrite=overwrite, update=update)
     return StageResult(STAGE, store.uri, skipped=skipped, counts=manifest.counts, info=manifest.info)

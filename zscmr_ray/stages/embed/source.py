@@ -18,6 +18,7 @@ from zscmr_ray.data.records import RowRejected
 from zscmr_ray.errors import DataError
 from zscmr_ray.manifest import Manifest
 from zscmr_ray.stages.plane.chunks import DecodedChunk, RejectedRow, Shard
+from zscmr_ray.stages.plane.effort import timed_open
 from zscmr_ray.stages.shards.pixels import PIXELS, pixels_column
 from zscmr_ray.stages.shards.source import PixelSpec
 from zscmr_ray.storage import Store
@@ -39,7 +40,7 @@ class FeatureSource:
 
     def read(self, shard: Shard) -> Iterator[DecodedChunk]:
         """Yield the part's rows, `chunk_rows` at a time; raises DataError when the part is not as its manifest says."""
-        with self.pairs.open(shard.key) as file:
+        with timed_open(self.pairs)(shard.key) as file:
             try:
                 part = pq.ParquetFile(file)
             except pa.ArrowInvalid as error:

@@ -74,6 +74,19 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """What some rows have cost so far (`effort.py`): CPU seconds, encoder's and storage's seconds by the clock, bytes."""
+
+    decode_cpu_s: float = 0.0
+    encode_cpu_s: float = 0.0
+    encode_s: float = 0.0
+    read_s: float = 0.0
+    read_bytes: int = 0
+    write_s: float = 0.0
+    write_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkResult:
     """All that travels back to the driver: where the chunk's rows are and how many, or why there are none."""
 
@@ -85,6 +98,7 @@ class ChunkResult:
     num_rejected: int = 0
     sha256: str = ""
     failure: Failure | None = None
+    effort: Effort = field(default=Effort(), compare=False)
 
 
 class Source(Protocol):
@@ -138,8 +152,8 @@ def shards_of_task(batch: pa.Table) -> list[Shard]:
     return [Shard(**value) for row in batch["shards"].to_pylist() for value in json.loads(row)]
 
 
-def chunk_row(shard: Shard, index: int, chunk: DecodedChunk) -> pa.Table:
-    """A chunk as a one-row table."""
+def chunk_row(shard: Shard, index: int, chunk: DecodedChunk, effort: Effort | None = None) -> pa.Table:
+    """A chunk, and what it has cost so far, as a one-row table."""
     header = {
         "part": shard.part,
         "key": shard.key,
@@ -148,6 +162,7 @@ def chunk_row(shard: Shard, index: int, chunk: DecodedChunk) -> pa.Table:
         "num_in": chunk.num_in,
         "num_filtered": chunk.num_filtered,
         "rejects": [asdict(reject) for reject in chunk.rejects],
+        "effort": asdict(effort or Effort()),
     }
     return _one_row(json.dumps(header), table_to_ipc(chunk.table))
 
@@ -185,8 +200,8 @@ def result_row(result: ChunkResult) -> pa.Table:
 def result_of(text: str) -> ChunkResult:
     """Read a result row back."""
     value = json.loads(text)
-    failure = value.pop("failure")
-    return ChunkResult(**value, failure=Failure(**failure) if failure else None)
+    failure, effort = value.pop("failure"), Effort(**value.pop("effort"))
+    return ChunkResult(**value, failure=Failure(**failure) if failure else None, effort=effort)
 
 
 def table_to_ipc(table: pa.Table) -> pa.Buffer:

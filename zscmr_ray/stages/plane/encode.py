@@ -7,7 +7,9 @@ Exceptions are handled as in `decode.py`; if single rows are the cause, they are
 from __future__ import annotations
 
 import json
+import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from zscmr_ray.errors import ZscmrError
 from zscmr_ray.schema import RejectCode, rejected_schema
 from zscmr_ray.stages.plane.chunks import (
     ChunkResult,
+    Effort,
     EncodedChunk,
     Encoder,
     EncoderBuilder,
@@ -71,11 +74,20 @@ class EncodeChunks:
             reason = f"its worker crashed {self.max_failures} times while encoding chunk {index}"
             return _failed(header, Failure("crashed", reason))
         assert self._encoder is not None
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         encoded = encode_or_isolate(self._encoder, table, shard_key=header["key"])
+        encoded_s, encoded_cpu_s = time.perf_counter(), time.process_time()
         rejects = [RejectedRow(**reject) for reject in header["rejects"]] + list(encoded.rejects)
         tables = encoded.outputs | {REJECTED: rejects_table(rejects)}
         sha256 = write_chunk(self.store, part, index=index, tables=tables)
         clear_attempts(self.store, part, what=what)
+        effort = replace(
+            Effort(**header["effort"]),
+            encode_cpu_s=encoded_cpu_s - began_cpu_s,
+            encode_s=encoded_s - began_s,
+            write_s=time.perf_counter() - encoded_s,
+            write_bytes=sum(rows.nbytes for rows in tables.values()),
+        )
         return ChunkResult(
             part,
             index,
@@ -84,6 +96,7 @@ class EncodeChunks:
             num_filtered=header["num_filtered"],
             num_rejected=len(rejects),
             sha256=sha256,
+            effort=effort,
         )
 
 

@@ -15,12 +15,11 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from zscmr_ray.config import PlaneSection
 from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, result_of, task_row
 from zscmr_ray.stages.plane.commit import Commit, Commits, try_commit
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import EncodeChunks
-from zscmr_ray.stages.plane.resources import NodeResources, Width, fit_width
+from zscmr_ray.stages.plane.resources import Fleet, NodeResources, commits_at_once, fit_width, fleet_of
 from zscmr_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 # Measured on two cores: an actor encodes as fast as a bare process (44 images per CPU-second); the plane's own cost is
 # the commits (zstd, about 1 ms a row), their worker's start, and 3-5% of the machine for Ray's standing processes.
 _CHUNKS_PER_ACTOR = 3
-_CPUS_PER_COMMIT = 8
 
 
 class RayExecutor:
@@ -41,13 +39,17 @@ class RayExecutor:
     """
 
     def __init__(self) -> None:
-        self.max_commits = max(1, int(ray.cluster_resources().get("CPU", 1)) // _CPUS_PER_COMMIT)
+        self.max_commits = commits_at_once(ray.cluster_resources().get("CPU", 1))
         self._task = ray.remote(num_cpus=0, max_retries=3)(try_commit)
         self._running: dict[Any, str] = {}
 
+    def fleet(self, job: PlaneJob) -> Fleet:
+        """How wide the job runs here."""
+        return fleet_of(cluster_nodes(), job.plane, max_encoders=job.max_encoders)
+
     def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
         """Stream the results of decode and encode, in whatever order they come."""
-        width = cluster_width(job.plane, max_encoders=job.max_encoders)
+        width = fit_width(cluster_nodes(), job.plane, max_encoders=job.max_encoders)
         with _data_context():
             dataset = ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
             chunks = dataset.map_batches(
@@ -85,11 +87,10 @@ class RayExecutor:
         return [(self._running.pop(reference), ray.get(reference)) for reference in done]
 
 
-def cluster_width(plane: PlaneSection, *, max_encoders: int | None = None) -> Width:
-    """Fit the encoders to the cluster that is connected."""
+def cluster_nodes() -> list[NodeResources]:
+    """The alive nodes of the cluster that is connected."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [NodeResources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
-    return fit_width(nodes, plane, max_encoders=max_encoders)
+    return [NodeResources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
 
 
 @contextlib.contextmanager

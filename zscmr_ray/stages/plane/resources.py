@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import ConfigError
 
-# On CPU encoding takes about nine times the work of decoding (38 against 350 images per CPU-second), so a tenth of
-# a node is kept for decode; beside a GPU it is the other way round, and encoders hold little of the CPUs.
-_DECODE_SHARE_BESIDE_CPU = 0.1
+# Encoding on a CPU may be a tenth of decoding or ten times as much, so half of a node is kept for decode: as many tasks
+# as it has CPUs, at 0.5 each. Whichever is the work gets the cores, by the system's scheduler and Ray's back-pressure;
+# with a tenth, one of two cores had nothing to do when decoding was the work. Beside a GPU encoders hold less.
+_DECODE_SHARE_BESIDE_CPU = 0.5
 _DECODE_SHARE_BESIDE_GPU = 0.75
+_CPUS_PER_COMMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +46,18 @@ def fit_width(
     `max_encoders` bounds the automatic number (small inputs are not worth more start-ups); `plane.num_encoders`
     overrides it. Raises ConfigError when encoders need GPUs that no node has.
 
-    Two cores: two encoders of one thread hold 0.75 CPU each and leave 0.5, one decode task.
+    Two cores: two encoders of one thread hold about half a CPU each and leave one, two decode tasks.
 
     >>> fit_width([NodeResources(2)], PlaneSection())
-    Width(num_encoders=2, encoder_cpus=0.75, decode_cpus=0.5)
+    Width(num_encoders=2, encoder_cpus=0.49, decode_cpus=0.5)
     >>> fit_width([NodeResources(16)], PlaneSection(encoder_threads=2))
-    Width(num_encoders=8, encoder_cpus=1.8, decode_cpus=0.5)
+    Width(num_encoders=8, encoder_cpus=1.0, decode_cpus=0.5)
     >>> fit_width([NodeResources(1)], PlaneSection())
-    Width(num_encoders=1, encoder_cpus=0.5, decode_cpus=0.5)
+    Width(num_encoders=1, encoder_cpus=0.49, decode_cpus=0.5)
     >>> fit_width([NodeResources(16, gpus=2)], PlaneSection(encoder_gpus=1))
     Width(num_encoders=2, encoder_cpus=1.0, decode_cpus=0.5)
     >>> fit_width([NodeResources(0), NodeResources(4), NodeResources(4)], PlaneSection(num_encoders=3))
-    Width(num_encoders=3, encoder_cpus=0.87, decode_cpus=0.5)
+    Width(num_encoders=3, encoder_cpus=0.49, decode_cpus=0.5)
     """
     # A node with less than one decode task's CPUs can still run smaller ones.
     largest_cpus = max((node.cpus for node in nodes), default=1.0) or 1.0
@@ -74,7 +76,58 @@ def fit_width(
     crowding = max(1.0, wanted / fitted)
     shares = [_share(node, capacity, plane, decode_cpus) / math.ceil(crowding) for node, capacity in hosts]
     share = min(shares, default=_floor(largest_cpus - decode_cpus))
-    return Width(wanted, _floor(min(share, plane.encoder_threads)), decode_cpus)
+    encoder_cpus = _floor(min(share, plane.encoder_threads))
+    # Two steps that ask for the same CPUs are fused by Ray Data: pictures would be decoded inside the encoders.
+    return Width(wanted, encoder_cpus - (0.01 if encoder_cpus == decode_cpus else 0), decode_cpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What works at once in a run: CPUs of so many nodes, encoders of some threads, decode tasks, commits."""
+
+    num_nodes: int
+    cpus: float
+    num_encoders: int
+    encoder_threads: int
+    num_decoders: int
+    num_commits: int
+    has_gpus: bool = False
+
+    @property
+    def encoders_at_once(self) -> float:
+        """Encoders that have cores (or GPUs) of their own."""
+        return (
+            self.num_encoders
+            if self.has_gpus
+            else min(self.num_encoders, max(1.0, self.cpus / self.encoder_threads))
+        )
+
+
+def fleet_of(
+    nodes: Sequence[NodeResources], plane: PlaneSection, *, max_encoders: int | None = None
+) -> Fleet:
+    """What `fit_width` comes to on these nodes.
+
+    >>> fleet_of([NodeResources(16)] * 2, PlaneSection())
+    Fleet(num_nodes=2, cpus=32, num_encoders=32, encoder_threads=1, num_decoders=32, num_commits=4, has_gpus=False)
+    """
+    width = fit_width(nodes, plane, max_encoders=max_encoders)
+    cpus = sum(node.cpus for node in nodes)
+    left = cpus - width.num_encoders * width.encoder_cpus
+    return Fleet(
+        num_nodes=sum(node.cpus > 0 for node in nodes),
+        cpus=cpus,
+        num_encoders=width.num_encoders,
+        encoder_threads=plane.encoder_threads,
+        num_decoders=max(1, math.floor(left / width.decode_cpus + 1e-6)),
+        num_commits=commits_at_once(cpus),
+        has_gpus=bool(plane.encoder_gpus),
+    )
+
+
+def commits_at_once(cpus: float) -> int:
+    """Few: each is a worker whose start costs 1.5 CPU-seconds, which two cores miss."""
+    return max(1, int(cpus) // _CPUS_PER_COMMIT)
 
 
 def _capacity(node: NodeResources, plane: PlaneSection) -> int:

@@ -3,77 +3,103 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from zscmr_ray.claim import Update
 from zscmr_ray.config import Config
 from zscmr_ray.manifest import Manifest, StageKey, input_fingerprint
 from zscmr_ray.stages import StageResult, stage_store
+from zscmr_ray.stages.plane.chunks import Shard
 from zscmr_ray.stages.plane.directory import run_directory
 from zscmr_ray.stages.shards.inputs import find_input, find_shards
 from zscmr_ray.stages.shards.source import PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
 if TYPE_CHECKING:
+    from zscmr_ray.stages.plane.forecast import Probe
     from zscmr_ray.stages.plane.run import PlaneJob
 
 STAGE = "preprocess"
 
 
-def run_preprocess(config: Config, *, overwrite: bool = False, update: Update | None = None) -> StageResult:
+@dataclass(frozen=True)
+class PreprocessPlan:
+    """The shards of a run, what its backbones are, and its key."""
+
+    input: Store
+    shards: list[Shard]
+    info: dict[str, Any]
+    key: StageKey
+
+
+def run_preprocess(
+    config: Config, *, overwrite: bool = False, update: Update | None = None, probe: Probe | None = None
+) -> StageResult:
     """Turn the shards of `data.input_uri` into pairs with cached features, resuming by shard.
 
-    `update` adds new shards to complete pairs, or does those with rejected rows again. Needs a running Ray unless
-    everything is there already. Raises DataError naming shards that could not be read, after all others were
-    committed; RefusedError when the directory belongs to other settings or input, or to another driver.
+    `update` adds new shards to complete pairs, or does those with rejected rows again; the end says how far off an
+    estimate from `probe` was. Needs a running Ray unless everything is there already. Raises DataError naming shards
+    that could not be read, after all others were committed; RefusedError when the directory belongs to other settings
+    or input, or to another driver.
     """
-    # Here and not above: torch costs seconds, and decode workers import this package too.
-    from zscmr_ray.stages.preprocess.encoder import BuildPairEncoder, describe_backbones
+    plan, store = plan_preprocess(config), stage_store(config, STAGE)
 
-    section = config.preprocess
-    source_store, files = find_input(config.data.input_uri)
-    shards = find_shards(files, config.data)
-    modality = config.data.modality
-    info = describe_backbones(section, modality)
+    def prepare() -> PlaneJob:
+        return replace(preprocess_job(config, plan), probe=probe)
+
+    manifest, skipped = run_directory(
+        store, plan.key, prepare, info=plan.info, overwrite=overwrite, update=update
+    )
+    if not skipped:
+        _print_rejects(manifest)
+    return _result(store, manifest, skipped=skipped)
+
+
+def plan_preprocess(config: Config) -> PreprocessPlan:
+    """Find the shards and describe the backbones; raises DataError and ConfigError for what is missing."""
+    # Here and not above: torch costs seconds, and decode workers import this package too.
+    from zscmr_ray.stages.preprocess.encoder import describe_backbones
+
+    store, files = find_input(config.data.input_uri)
+    info = describe_backbones(config.preprocess, config.data.modality)
     key = StageKey(
         stage=STAGE,
         config=config.stage_config("data", STAGE)
         | {name: info[name]["weights_sha256"] for name in ("image_backbone", "text_backbone") if info[name]},
         input_fingerprint=input_fingerprint(files),
     )
-    store = stage_store(config, STAGE)
+    return PreprocessPlan(store, find_shards(files, config.data), info, key)
 
-    def prepare() -> PlaneJob:
-        from zscmr_ray.stages.plane.run import PlaneJob
 
-        all_shards = shards
-        if config.data.max_items_per_class is not None:
-            from zscmr_ray.stages.shards.cap import cap_classes
+def preprocess_job(config: Config, plan: PreprocessPlan) -> PlaneJob:
+    """The plan as work for the plane, into the run's own directory; needs a Ray where classes are capped."""
+    from zscmr_ray.stages.plane.run import PlaneJob
+    from zscmr_ray.stages.preprocess.encoder import BuildPairEncoder
 
-            all_shards = cap_classes(source_store, config.data, shards, stage=STAGE, cpus=section.decode_cpus)
-        spec = info["image_backbone"]["spec"] if info["image_backbone"] else None
-        source = ShardSource(
-            input=source_store,
-            data=config.data,
-            pixels=PixelSpec(spec["size_px"], spec["crop_fraction"], spec["interpolation"]) if spec else None,
-            chunk_rows=section.chunk_rows,
-            thumbnail_px=section.thumbnail_px,
-            keep_images=section.keep_images,
-        )
-        provenance = {"stage": STAGE, "config_hash": key.config_hash} | _provenance(info)
-        return PlaneJob(
-            stage=STAGE,
-            store=store,
-            shards=all_shards,
-            source=source,
-            build_encoder=BuildPairEncoder(section, provenance, modality),
-            plane=section,
-        )
+    section, shards, info = config.preprocess, plan.shards, plan.info
+    if config.data.max_items_per_class is not None:
+        from zscmr_ray.stages.shards.cap import cap_classes
 
-    manifest, skipped = run_directory(store, key, prepare, info=info, overwrite=overwrite, update=update)
-    if not skipped:
-        _print_rejects(manifest)
-    return _result(store, manifest, skipped=skipped)
+        shards = cap_classes(plan.input, config.data, shards, stage=STAGE, cpus=section.decode_cpus)
+    spec = info["image_backbone"]["spec"] if info["image_backbone"] else None
+    source = ShardSource(
+        input=plan.input,
+        data=config.data,
+        pixels=PixelSpec(spec["size_px"], spec["crop_fraction"], spec["interpolation"]) if spec else None,
+        chunk_rows=section.chunk_rows,
+        thumbnail_px=section.thumbnail_px,
+        keep_images=section.keep_images,
+    )
+    provenance = {"stage": STAGE, "config_hash": plan.key.config_hash} | _provenance(info)
+    return PlaneJob(
+        stage=STAGE,
+        store=stage_store(config, STAGE),
+        shards=shards,
+        source=source,
+        build_encoder=BuildPairEncoder(section, provenance, config.data.modality),
+        plane=section,
+    )
 
 
 def _provenance(info: dict[str, object]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from zscmr_ray.config import DataSection
 from zscmr_ray.data.captions import clean_captions, mask_class_words
@@ -20,7 +21,8 @@ from zscmr_ray.data.readers import read_shard
 from zscmr_ray.data.records import NOT_READ, PAIR_FIELDS, Columns, Field, Record, Reject, RowRejected
 from zscmr_ray.data.splits import instance_partition
 from zscmr_ray.schema import RejectCode
-from zscmr_ray.stages.plane.chunks import CHUNK_BYTES, DecodedChunk, RejectedRow, Shard
+from zscmr_ray.stages.plane.chunks import CHUNK_BYTES, DecodedChunk, RejectedRow, Shard, Source
+from zscmr_ray.stages.plane.effort import timed_open
 from zscmr_ray.stages.shards.inputs import spec_of
 from zscmr_ray.stages.shards.pixels import PIXELS, pixels_column
 from zscmr_ray.storage import Store
@@ -83,6 +85,18 @@ class ShardSource:
         yield chunk.finish(last=True)
 
 
+def count_rows(source: Source, shard: Shard) -> int | None:
+    """The rows of a raw shard where its format says without reading them (parquet), else None."""
+    if not isinstance(source, ShardSource) or shard.detail.get("format") != "parquet":
+        return None
+    try:
+        with source.input.open(shard.key) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except pa.ArrowException:
+        # Damaged: the stage rejects it by name, and an estimate does without it.
+        return 0
+
+
 def admitted(
     store: Store, data: DataSection, shard: Shard, *, with_images: bool
 ) -> Iterator[tuple[Record, Item] | Reject]:
@@ -93,7 +107,7 @@ def admitted(
     seen: set[str] = set()
     rows = read_shard(
         spec_of(shard),
-        store.open,
+        timed_open(store),
         columns_of(data),
         with_images=with_images and data.modality != "text",
         needs=_NEEDS[data.modality],

@@ -1,0 +1,81 @@
+"""Embedding when decoding is the work (encoder `tiny`): against bare decoding, and the plain Ray Data pipeline.
+
+value = images/s of `zscmr embed` from raw shards over the plain pipeline's, the better of its two forms (bar 3); also at
+least 0.9 of bare decoding in two processes, which reads the same tars and does nothing but decode. Web-size JPEGs, no
+thumbnails; the rate with thumbnails stands in detail beside a bare loop that makes them too.
+
+clip-retrieval's inference loop is not measured: see `CLIP_RETRIEVAL`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from contract import report
+from corpus import pictures, write_folder, write_shards
+from embed_rates import bare_decoding, embed_config, run_bare, run_ours, run_plain, timed, write_untrained
+
+from zscmr_ray.cli.session import ray_session
+
+NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS = 32, 384, 2048
+BAR_PLAIN, BAR_BARE = 3.0, 0.9
+CLIP_RETRIEVAL = "not installed"
+
+
+def main() -> None:
+    num_rows = NUM_SHARDS * ROWS_PER_SHARD
+    with tempfile.TemporaryDirectory(prefix="zscmr-bench-") as name:
+        folder = Path(name)
+        photos, kind = pictures()
+        write_shards(folder / "shards", photos, num_shards=NUM_SHARDS, rows_per_shard=ROWS_PER_SHARD)
+        write_folder(folder / "images", photos, num_files=PLAIN_ROWS)
+        write_untrained(folder / "model", "tiny", width=16)
+        configs = {
+            thumbnails: embed_config(folder, model=folder / "model", thumbnails=thumbnails)
+            for thumbnails in (False, True)
+        }
+        tars = sorted((folder / "shards").iterdir())
+        shares = [tars[::2], tars[1::2]]
+
+        def bare(thumbnail_px: int | None) -> float:
+            return run_bare(bare_decoding, shares, num_rows=num_rows, thumbnail_px=thumbnail_px)
+
+        decoding = timed("bare decoding", lambda: bare(None))
+        decoding_thumbnails = timed("bare decoding with thumbnails", lambda: bare(256))
+        with ray_session(configs[False].ray):
+            ours, whole_s = timed("ours", lambda: run_ours(configs[False], num_rows=num_rows))
+            ours_thumbnails, _ = timed(
+                "ours with thumbnails", lambda: run_ours(configs[True], num_rows=num_rows)
+            )
+        with ray_session(configs[False].ray):
+            plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
+    over_plain, of_bare = ours / max(plain.values()), ours / decoding
+    report(
+        name="embed_decode_bound",
+        value=over_plain,
+        bar=BAR_PLAIN,
+        holds=over_plain >= BAR_PLAIN and of_bare >= BAR_BARE,
+        unit="times the plain Ray Data pipeline's images/s",
+        detail={
+            "images": num_rows,
+            "pictures": kind,
+            "ours_images_per_s": round(ours, 1),
+            "ours_whole_s_with_start": round(whole_s, 1),
+            "bare_decoding_images_per_s": round(decoding, 1),
+            "of_bare_decoding": round(of_bare, 3),
+            "bar_of_bare_decoding": BAR_BARE,
+            "plain_ray_images_per_s": {form: round(rate, 1) for form, rate in plain.items()},
+            "plain_ray_images": PLAIN_ROWS,
+            "with_thumbnails": {
+                "ours_images_per_s": round(ours_thumbnails, 1),
+                "bare_images_per_s": round(decoding_thumbnails, 1),
+                "of_bare": round(ours_thumbnails / decoding_thumbnails, 3),
+            },
+            "clip_retrieval": CLIP_RETRIEVAL,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
