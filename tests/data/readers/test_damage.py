@@ -197,11 +197,43 @@ def test_the_footer_is_read_as_pyarrow_reads_it() -> None:
             )
             for c in columns
         ]
-    assert parquet_memory.rows_at_a_time(groups[0], buffer, ["n"], where="a") == parquet_memory.MAX_BATCH_ROWS
-    assert parquet_memory.rows_at_a_time(groups[0], buffer, ["image"], where="a") < 40
+    text, image, folded = (
+        parquet_memory.plan(groups[0], buffer, [name], flat=flat, where="a")
+        for name, flat in (("n", []), ("image", []), ("image", ["image"]))
+    )
+    assert text == parquet_memory.Plan(parquet_memory.MAX_BATCH_ROWS, ())
+    assert image.num_rows < 40 and not image.dictionaries
+    assert folded.num_rows > 60 and folded.dictionaries == ("image",)
     for length in range(len(footer)):
         with pytest.raises(ValueError):
             parquet_memory.row_groups(footer[:length])
+
+
+def test_large_dictionaries_are_unfolded_row_by_row_to_the_same_rows() -> None:
+    images = [bytes([n]) * 700_000 if n % 3 else None for n in range(9)]
+    table = pa.table({"image": images, "caption": ["a", None, "b"] * 3})
+    shards = []
+    for options in ({"use_dictionary": True}, {"use_dictionary": False}):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="none", **options)
+        shards.append(
+            [
+                (row.offset, getattr(row, "image", None))
+                for row in read("a.parquet", buffer.getvalue(), Columns())
+            ]
+        )
+    assert shards[0] == shards[1] and [image for _, image in shards[0]] == [
+        image if caption else None
+        for image, caption in zip(images, table["caption"].to_pylist(), strict=True)
+    ]
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    buffer = io.BytesIO()
+    values = [pa.array([picture()]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(values, names=["image", "caption", "caption"]), buffer)
+    with pytest.raises(DataError, match="repeated column names"):
+        read("a.parquet", buffer.getvalue(), Columns(caption="caption"))
 
 
 def test_reasons_are_printable_and_short() -> None:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from zscmr_ray.errors import DataError
 
-# A line may hold an image of 24 MB in base64; larger ones belong in tars or parquet. The parser holds a field in four bytes a character.
+# A line may hold an image of 24 MB in base64; larger ones belong in tars or parquet. A field is parsed in four bytes a
+# character.
 MAX_LINE_CHARS = 32 << 20
 # What may be read twice in one file. Beyond it, quotes are not a slip in some rows but wrong throughout.
 _MAX_REREAD_CHARS = 64 << 20
@@ -78,7 +79,7 @@ class _Lines:
     """The lines of a text, with a way back to the second line of the present record. None stands for too long a line."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text = text
+        self._readline = text.readline
         self._again: deque[str | None] = deque()
         self._num_read = 0
         self._reread_chars = 0
@@ -89,13 +90,24 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else self._read()
+        line: str | None
+        if self._again:
+            line = self._again.popleft()
+        else:
+            line = self._readline(MAX_LINE_CHARS + 1)
+            if not line:
+                raise StopIteration
+            self._num_read += 1
+            if len(line) > MAX_LINE_CHARS:
+                self._skip(line)
+                line = None
         self._record.append(line)
         if line is None:
             raise _TooLongError
-        self._record_chars += len(line)
-        if self._record_chars > MAX_LINE_CHARS or len(self._record) > _MAX_RECORD_LINES:
-            raise _TooLongError
+        if len(self._record) > 1:
+            self._record_chars += len(line)
+            if self._record_chars > MAX_LINE_CHARS or len(self._record) > _MAX_RECORD_LINES:
+                raise _TooLongError
         return line
 
     def begin_record(self) -> None:
@@ -115,13 +127,6 @@ class _Lines:
         self._reread_chars += sum(map(len, filter(None, rest)))
         return self._reread_chars
 
-    def _read(self) -> str | None:
-        line = self._text.readline(MAX_LINE_CHARS + 1)
-        if not line:
-            raise StopIteration
-        self._num_read += 1
-        if len(line) <= MAX_LINE_CHARS:
-            return line
+    def _skip(self, line: str) -> None:
         while line and line[-1] not in "\r\n":
-            line = self._text.readline(_SKIP_CHARS)
-        return None
+            line = self._readline(_SKIP_CHARS)

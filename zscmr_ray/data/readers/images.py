@@ -2,8 +2,8 @@
 
 Paths are relative to the manifest and stay inside the input root; nothing here follows a URL. Symbolic links are
 followed, wherever they lead: who may put one into the input may put the picture there, and model hubs' caches are made
-of them. A broken or circular one is a missing picture, one that may not be read an error. Not decoding: that is
-`data/decode.py`.
+of them. A broken or circular one is a missing picture; a file that may not be read is an error, because rejecting its
+row would lose it for good where a change of permissions helps. Not decoding: that is `data/decode.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MIN_BASE64_CHARS = 48
 _MAX_KEY_BYTES, _MAX_NAME_BYTES = 1024, 255
 _NO_NAME = re.compile("[\x00\ud800-\udfff]")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_MISSING_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG)
+_MISSING_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 
 
 def is_image_name(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Which of an input's files are its shards, and in which format.
 
-Works on a listing alone; nothing is opened. Shards come in key order whatever the order of the listing.
+Works on a listing alone; nothing is opened. Shards come in key order whatever the order of the listing. On a local
+disk links to files are followed and links to folders are not: a folder that contains itself would never end.
 """
 
 from __future__ import annotations

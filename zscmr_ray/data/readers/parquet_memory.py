@@ -16,7 +16,11 @@ from typing import Any, BinaryIO
 from zscmr_ray.errors import DataError
 
 MAX_BATCH_ROWS = 256
+# Each batch copies its dictionaries once more; in one, rows cost nothing until they are unfolded.
+_MAX_FOLDED_ROWS = 4096
 _BATCH_BYTES = 64 << 20
+# Where 256 rows of a dictionary's largest value are little, whatever it is.
+_USUAL_DICTIONARY_BYTES = 5 << 18
 # Pictures hardly shrink and text shrinks tenfold. Below this size whatever it holds is harmless.
 _MAX_RATIO, _HARMLESS_BYTES = 200, 256 << 20
 _TAIL_BYTES = 1 << 16
@@ -46,6 +50,14 @@ class RowGroup:
 
     num_rows: int
     columns: tuple[ColumnChunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to decode a row group: so many rows at a time, and which columns as dictionaries, unfolded row by row."""
+
+    num_rows: int
+    dictionaries: tuple[str, ...]
 
 
 def read_footer(stream: BinaryIO) -> bytes:
@@ -81,12 +93,14 @@ def row_groups(footer: bytes) -> list[RowGroup]:
         raise ValueError(f"a footer that does not parse: {type(error).__name__}") from error
 
 
-def rows_at_a_time(group: RowGroup, stream: BinaryIO, wanted: Collection[str], *, where: str) -> int:
-    """Return how many rows of a row group to decode at once, 1 to 256, for the columns `wanted`.
+def plan(
+    group: RowGroup, stream: BinaryIO, wanted: Collection[str], *, flat: Collection[str], where: str
+) -> Plan:
+    """Return how to decode the columns `wanted` of a row group; those of `flat` are plain texts or binaries.
 
     Raises DataError for a column that expands out of all proportion.
     """
-    row_bytes = 0
+    row_bytes, dictionaries = 0, []
     for column in group.columns:
         if column.path not in wanted:
             continue
@@ -97,13 +111,20 @@ def rows_at_a_time(group: RowGroup, stream: BinaryIO, wanted: Collection[str], *
                 expected="text or pictures",
                 remedy="write the shard again, or leave it out",
             )
-        row_bytes += column.plain_bytes // max(1, group.num_rows) + _dictionary_bytes(column, stream)
-    return max(1, min(MAX_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+        row_bytes += column.plain_bytes // max(1, group.num_rows)
+        num_bytes = _dictionary_bytes(column, stream)
+        if num_bytes > _USUAL_DICTIONARY_BYTES and column.path in flat:
+            dictionaries.append(column.path)
+        elif num_bytes > _USUAL_DICTIONARY_BYTES:
+            row_bytes += num_bytes
+    most = _MAX_FOLDED_ROWS if dictionaries else MAX_BATCH_ROWS
+    num_rows = max(1, min(most, _BATCH_BYTES // max(1, row_bytes)))
+    return Plan(num_rows, tuple(dictionaries))
 
 
 def _dictionary_bytes(column: ColumnChunk, stream: BinaryIO) -> int:
-    """What the largest value of a column's dictionary may come to: its whole page; 0 where that is little anyway."""
-    if not column.dictionary_offset or column.plain_bytes <= _BATCH_BYTES // MAX_BATCH_ROWS:
+    """What the largest value of a column's dictionary may come to: its whole page."""
+    if not column.dictionary_offset or column.plain_bytes <= _USUAL_DICTIONARY_BYTES:
         return 0
     stream.seek(column.dictionary_offset)
     header = _Thrift(stream.read(_HEADER_BYTES)).read_struct(last=_PAGE_UNCOMPRESSED)
