@@ -67,8 +67,8 @@ class LocalFiles:
         yield self.root / key
 
     @contextlib.contextmanager
-    def open_write(self, key: str) -> Iterator[IO[bytes]]:
-        """A temporary file beside the key, renamed to it when the block ends well."""
+    def open_write(self, key: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
+        """A temporary file beside the key, renamed to it when the block ends well; `durable` outlives a power cut."""
         path = self.root / key
         with say_write_errors(path):
             temporary = self._temporary(path)
@@ -76,7 +76,8 @@ class LocalFiles:
                 with temporary.open("wb") as file:
                     yield file
                     file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        os.fsync(file.fileno())
                 self._publish(temporary, path)
             except BaseException:
                 self._remove(temporary)

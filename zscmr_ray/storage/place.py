@@ -52,7 +52,7 @@ class Place(Protocol):
         """Have the object as a local file for the length of a block."""
         ...
 
-    def open_write(self, key: str) -> AbstractContextManager[IO[bytes]]:
+    def open_write(self, key: str, *, durable: bool = True) -> AbstractContextManager[IO[bytes]]:
         """Have a file that becomes the object when the block ends well."""
         ...
 

@@ -94,8 +94,8 @@ class S3Objects:
             yield target
 
     @contextlib.contextmanager
-    def open_write(self, key: str) -> Iterator[IO[bytes]]:
-        """A spooled file that is uploaded when the block ends well."""
+    def open_write(self, key: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
+        """A spooled file that is uploaded when the block ends well; always durable."""
         with (
             say_write_errors(Path(tempfile.gettempdir())),
             tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool,

@@ -119,9 +119,9 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------
 
-    def write_bytes(self, key: str, data: bytes) -> None:
-        """Put an object atomically, replacing what was there."""
-        with self.open_write(key) as file:
+    def write_bytes(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """Put an object atomically, replacing what was there; `durable` as in `open_write`."""
+        with self.open_write(key, durable=durable) as file:
             file.write(data)
 
     def write_json(self, key: str, value: object) -> None:
@@ -136,9 +136,12 @@ class Store:
         """
         return self._place.create(_clean(key), data)
 
-    def open_write(self, key: str) -> AbstractContextManager[IO[bytes]]:
-        """A file that becomes the object when the block ends well, and leaves no trace when it raises."""
-        return self._place.open_write(_clean(key))
+    def open_write(self, key: str, *, durable: bool = True) -> AbstractContextManager[IO[bytes]]:
+        """A file that becomes the object when the block ends well, and leaves no trace when it raises.
+
+        `durable=False` is for what no run reads after a power cut: it saves waiting for the disk (fsync), 4 ms a file.
+        """
+        return self._place.open_write(_clean(key), durable=durable)
 
     def put_file(self, key: str, source: Path) -> None:
         """Copy a local file to the key atomically."""

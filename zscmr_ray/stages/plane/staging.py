@@ -2,7 +2,8 @@
 
 A chunk file is written atomically and its bytes depend on the chunk alone, so that writing it twice (a retried
 task) changes nothing. Each driver stages below the number of its lease: what a driver that was passed over still
-writes is never read. Nothing here is output: the commit reads it, the end of the stage deletes it.
+writes is never read. Nothing here is output: the commit reads it (checksums compared), the next run and the end of
+the stage delete it, so that no write waits for the disk either.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def write_chunk(store: Store, part: str, *, index: int, tables: Mapping[str, pa.
     # Streams start at a multiple of 64 bytes: Arrow then reads them in place.
     padded = header.rstrip("\n").encode().ljust(-len(header) % 64 + len(header) - 1) + b"\n"
     digest = hashlib.sha256()
-    with store.open_write(chunk_key(part, index)) as file:
+    with store.open_write(chunk_key(part, index), durable=False) as file:
         for piece in (padded, *buffers.values()):
             file.write(piece)
             digest.update(piece)
@@ -79,7 +80,7 @@ def note_attempt(store: Store, part: str, *, what: str) -> int:
     """
     prefix = f"{shard_prefix(part)}/attempts/{what}"
     earlier = len(store.list(prefix))
-    store.write_bytes(f"{prefix}/{uuid.uuid4().hex}", b"")
+    store.write_bytes(f"{prefix}/{uuid.uuid4().hex}", b"", durable=False)
     return earlier
 
 
