@@ -101,8 +101,11 @@ def test_nan_features_stop_with_the_step_and_the_rows() -> None:
 
 
 def gradients(has_odd_rank: bool) -> dict[str, Tensor]:
-    features = relabelled(load_features()) if has_odd_rank else load_features()
-    step = make_step().train()
+    return gradients_of(None, relabelled(load_features()) if has_odd_rank else load_features())
+
+
+def gradients_of(config: Config | None, features: PairFeatures | None = None) -> dict[str, Tensor]:
+    step = make_step(config).train()
     step(make_source(features, rank=rank(), num_workers=world_size()).inputs(0))["total"].backward()
     found = {}
     for name, parameter in step.named_parameters():
@@ -130,6 +133,11 @@ def losses(
     engine_name: str, zero_stage: int, precision: str, steps: int
 ) -> tuple[list[float], dict[str, Tensor]]:
     config = tiny_config("unused", train={"zero_stage": zero_stage, "precision": precision})
+    return losses_of(engine_name, config, steps)
+
+
+def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float], dict[str, Tensor]]:
+    os.environ["LOCAL_RANK"] = str(rank())
     step, total = make_step(config), steps
     engine = (
         BareEngine(step, optim=config.optim, total_steps=total)
@@ -144,7 +152,6 @@ CASES = ((0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"))
 
 
 def deepspeed_losses() -> list[tuple[list[float], dict[str, Tensor]]]:
-    os.environ["LOCAL_RANK"] = str(rank())
     return [losses("deepspeed", zero_stage, precision, 20) for zero_stage, precision in CASES]
 
 

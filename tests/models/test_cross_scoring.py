@@ -8,7 +8,7 @@ import torch
 
 from tests.models.test_imfa import LENGTHS, NUM_ROWS, features, model
 from zscmr_ray.models.base import SideOutput
-from zscmr_ray.models.cross_scoring import cross_scores, keep_pairs, shortlist_scores, take_pairs
+from zscmr_ray.models.cross_scoring import cross_scores, join_pairs, keep_pairs, shortlist_scores, take_pairs
 from zscmr_ray.models.imfa import Inn
 
 
@@ -17,7 +17,8 @@ def kept(inn: Inn, dtype: torch.dtype = torch.float32) -> tuple[SideOutput, Side
     with torch.inference_mode():
         images = [inn.encode_image(regions[rows]) for rows in (slice(0, 2), slice(2, 5))]
         texts = [inn.encode_text(tokens[rows], LENGTHS[rows]) for rows in (slice(0, 4), slice(4, 5))]
-    return keep_pairs(images, dtype=dtype), keep_pairs(texts, dtype=dtype)
+    image, text = ([keep_pairs(part, dtype=dtype) for part in parts] for parts in (images, texts))
+    return join_pairs(image), join_pairs(text)
 
 
 def dense(inn: Inn) -> np.ndarray:

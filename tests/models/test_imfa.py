@@ -55,7 +55,7 @@ def loop_scores(inn: Inn, image: SideOutput, text: SideOutput) -> list[list[floa
                 query = text.query_BA[j]
                 fused = key * query if inn.settings.fusion == "hadamard" else key + query
                 if inn.settings.fusion == "concat":
-                    fused = inn.pairs.mix(torch.relu(fused))
+                    fused = inn.pairs.mix_weight @ torch.relu(fused) + inn.pairs.mix_bias
                 logits.append(
                     sum(float(w) * math.tanh(float(f)) for w, f in zip(inn.pairs.score, fused, strict=True))
                 )

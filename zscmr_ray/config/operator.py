@@ -190,6 +190,12 @@ class EvaluateSection(Section):
         12, "output", "example queries with pictures per direction in the report", ge=0
     )
     batch_rows: int = setting(256, "output", "rows encoded together", ge=1)
+    rerank_top_k: int = setting(
+        100, "output", "IMFA: the best by vector that the fused attention re-ranks", ge=1
+    )
+    max_exact_pairs: int = setting(
+        50_000_000, "output", "IMFA: more pairs than this are not scored (5 to 20 us a pair and core)", ge=0
+    )
 
 
 class EmbedSection(PlaneSection):

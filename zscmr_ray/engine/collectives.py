@@ -8,12 +8,12 @@ Legend: B rows of this rank, G rows of the global batch (rank after rank), F pac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def choose_backend(*, use_gpu: bool) -> Literal["nccl", "gloo"]:
@@ -80,6 +80,20 @@ def gather_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: part_GF.reshape(-1, *value.shape[1:])
         for (name, value), part_GF in zip(tensors.items(), columns, strict=True)
     }
+
+
+def count_once(parameters: Iterable[nn.Parameter]) -> None:
+    """Divide these parameters' gradients by the number of ranks, from now on.
+
+    For what the loss of the global batch reads directly: every rank has the whole gradient, and the engine's sum over
+    ranks would count it once a rank.
+    """
+    for parameter in parameters:
+        parameter.register_hook(_divided)  # type: ignore[no-untyped-call]
+
+
+def _divided(gradient: Tensor) -> Tensor:
+    return gradient / world_size()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zscmr_ray.data.order import caption_choice, row_key, step_rows, steps_per_epoch
 from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.engine.batching import rank_slice, rows_per_rank
-from zscmr_ray.engine.collectives import gather_rows
+from zscmr_ray.engine.collectives import count_once, gather_rows
 from zscmr_ray.errors import TrainingError
 from zscmr_ray.losses.relations import Relations, make_relations
 from zscmr_ray.models.base import AlignmentModel, SideOutput
@@ -111,6 +111,7 @@ class AlignmentStep(nn.Module):
         super().__init__()
         self.model = model
         self.precision = precision
+        count_once(model.loss_parameters())
 
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         """Return the loss parts of the global batch, the same on every rank; "total" carries the graph."""

@@ -7,7 +7,7 @@ ranks: the engine gathers `SideOutput.loss_tensors()` and calls `loss` on the wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -108,6 +108,10 @@ class AlignmentModel(nn.Module, ABC):
     @abstractmethod
     def architecture(self) -> dict[str, object]:
         """Plain values from which `build.build_model` makes this model again, "method" among them."""
+
+    def loss_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters that `loss` itself reads, beyond the outputs: their gradient is whole on every rank."""
+        return ()
 
     def score_pairs(self, image: SideOutput, text: SideOutput) -> Tensor:
         """Score every image with every text by the method's own pair score, [N, M] float32.

@@ -22,11 +22,18 @@ Rows = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 
-def keep_pairs(outputs: Sequence[SideOutput], *, dtype: torch.dtype = torch.float16) -> SideOutput:
-    """Join what scores of pairs need of some batches, on the CPU, in `dtype`."""
-    parts = [output.pair_tensors() for output in outputs]
+def keep_pairs(output: SideOutput, *, dtype: torch.dtype = torch.float16) -> SideOutput:
+    """Return what scores of pairs need of a batch, on the CPU, in `dtype`."""
     return SideOutput.from_loss_tensors(
-        {name: torch.cat([part[name].to("cpu", dtype) for part in parts]) for name in parts[0]}
+        {name: value.to("cpu", dtype) for name, value in output.pair_tensors().items()}
+    )
+
+
+def join_pairs(parts: Sequence[SideOutput]) -> SideOutput:
+    """Join kept batches, in order."""
+    tensors = [part.pair_tensors() for part in parts]
+    return SideOutput.from_loss_tensors(
+        {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
     )
 
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 Fusion = Literal["hadamard", "sum", "concat"]
 
@@ -52,7 +51,13 @@ class PairScores(nn.Module):
         self.fusion, self.chunk_entries = fusion, chunk_entries
         bound = attention_width**-0.5
         self.score = nn.Parameter(torch.empty(attention_width).uniform_(-bound, bound))
-        self.mix = nn.Linear(attention_width, attention_width) if fusion == "concat" else None
+        # Parameters of this module and not of a Linear inside: ZeRO 3 gathers them where this module is called.
+        self.mix_weight = self.mix_bias = None
+        if fusion == "concat":
+            self.mix_weight = nn.Parameter(
+                torch.empty(attention_width, attention_width).uniform_(-bound, bound)
+            )
+            self.mix_bias = nn.Parameter(torch.empty(attention_width).uniform_(-bound, bound))
 
     def forward(
         self,
@@ -67,7 +72,7 @@ class PairScores(nn.Module):
 
         `with_own` (N = M): also the attention of each image with its own text, [N, R], detached: what is distilled.
         """
-        parameters = [self.score, *(self.mix.parameters() if self.mix is not None else ())]
+        parameters = [p for p in (self.score, self.mix_weight, self.mix_bias) if p is not None]
         regions, keys, text, query, *wide = (
             widened(value) for value in (regions_NRD, keys_NRA, text_MD, query_MA, *parameters)
         )
@@ -110,7 +115,8 @@ def _attention(keys_N1RA: Tensor, query_NMA: Tensor, score_A: Tensor, *mix: Tens
         return torch.tanh(keys_N1RA * query_NM1A) @ score_A
     joined_NMRA = keys_N1RA + query_NM1A
     if fusion == "concat":
-        joined_NMRA = functional.linear(torch.relu(joined_NMRA), *mix)
+        weight_AA, bias_A = mix
+        joined_NMRA = torch.relu(joined_NMRA) @ weight_AA.T + bias_A
     return torch.tanh(joined_NMRA) @ score_A
 
 

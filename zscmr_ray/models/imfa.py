@@ -17,6 +17,7 @@ Every number says which of the two it came from. Shortlists and blocks of pairs:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -159,6 +160,12 @@ class Inn(AlignmentModel):
     def _contrasted(self, similarity_BB: Tensor, relations: Relations) -> dict[str, Tensor]:
         total, temperature = self.contrast(similarity_BB, relations)
         return {"total": total, "contrast": total.detach(), "temperature": temperature}
+
+    def loss_parameters(self) -> Iterable[nn.Parameter]:
+        """The fused attention's score and a learned temperature."""
+        yield from self.contrast.parameters()
+        if self.scores_pairs:
+            yield from self.pairs.parameters()
 
     def score_pairs(self, image: SideOutput, text: SideOutput) -> Tensor:
         """Score every image with every text by the attention fused from the two; IMFA only."""

@@ -8,6 +8,7 @@ No attention, no trunk, no teacher. Which loss it is: `contrast`, `same_class`, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -121,6 +122,10 @@ class TwoTowers(AlignmentModel):
         assert image.region_BD is not None and text.region_BD is not None
         total, temperature = self.contrast(image.region_BD @ text.region_BD.T, relations)
         return {"total": total, "contrast": total.detach(), "temperature": temperature}
+
+    def loss_parameters(self) -> Iterable[nn.Parameter]:
+        """A learned temperature."""
+        return self.contrast.parameters()
 
     def architecture(self) -> dict[str, object]:
         """The settings as plain values, with "method"."""

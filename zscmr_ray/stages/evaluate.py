@@ -23,11 +23,20 @@ from zscmr_ray.manifest import (
 )
 from zscmr_ray.models.base import LABEL
 from zscmr_ray.retrieval.protocol import ClassGroups, evaluate_method
-from zscmr_ray.retrieval.searches import DIRECTIONS, Towers, variants
+from zscmr_ray.retrieval.searches import DIRECTIONS, Searchable, Towers, variants
 from zscmr_ray.stages import StageResult, require_pairs, stage_store
 from zscmr_ray.stages.evaluate_baselines import Baseline, make_baselines
 from zscmr_ray.stages.evaluate_examples import make_examples
-from zscmr_ray.stages.evaluate_facts import class_groups, describe_data, describe_model, notes, selection_note
+from zscmr_ray.stages.evaluate_facts import (
+    class_groups,
+    describe_data,
+    describe_model,
+    method_name,
+    notes,
+    selection_note,
+    variant_name,
+)
+from zscmr_ray.stages.evaluate_pairs import pair_rows
 from zscmr_ray.stages.evaluate_rows import (
     EncodedRows,
     choose_ids,
@@ -39,7 +48,6 @@ from zscmr_ray.stages.report import EXAMPLES, REPORT, plain_values, render_repor
 from zscmr_ray.stages.report.tables import main_method, text_summary
 
 COUNTER = "unseen_evaluations.json"
-VARIANT_NAMES = {"regions": "regions", "labels": "label distributions", "both": "both (fused)"}
 
 
 def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
@@ -80,14 +88,17 @@ def _evaluate(config: Config, claim: Claim, pairs: Manifest, counter: Counter[st
     ours = variants(rows.image_ND, rows.text_MD, model.blocks, label_weight=label_weight)
     teacher = pairs.info["teacher"]
     teacher_names = teacher["class_names"] if teacher else None
-    baselines = make_baselines(rows, groups, meta, teacher_names)
+    others = [
+        *pair_rows(model, rows, ours, name=method_name(meta), section=config.evaluate),
+        *make_baselines(rows, groups, meta, teacher_names),
+    ]
     report = make_report(
         config,
         rows=rows,
         groups=groups,
         meta=meta,
         ours=ours,
-        baselines=baselines,
+        others=others,
         facts={
             "num_without_group": num_without_group,
             "teacher_names": teacher_names,
@@ -133,15 +144,18 @@ def make_report(
     groups: ClassGroups,
     meta: CheckpointMeta,
     ours: dict[str, Towers],
-    baselines: list[Baseline],
+    others: list[Baseline],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Return report.json: the numbers of every method and everything that says how they came about."""
     settings = {"num_resamples": config.evaluate.bootstrap_resamples, "seed": config.evaluate.seed}
-    methods = [(key, f"{meta.method.upper()}, {VARIANT_NAMES[key]}", towers) for key, towers in ours.items()]
-    methods += [(one.key, one.name, one.towers) for one in baselines if one.towers is not None]
+    name = method_name(meta)
+    methods: list[tuple[str, str, Searchable]] = [
+        (key, f"{name}, {variant_name(meta, key)}", towers) for key, towers in ours.items()
+    ]
+    methods += [(one.key, one.name, one.towers) for one in others if one.towers is not None]
     report = {
-        "title": f"Zero-shot image–text retrieval: {meta.method.upper()}",
+        "title": f"Zero-shot image–text retrieval: {name}",
         "model": describe_model(meta),
         "data": describe_data(
             rows,
@@ -163,7 +177,7 @@ def make_report(
             {"key": key, "name": name} | evaluate_method(towers, rows.corpus, groups, **settings)
             for key, name, towers in methods
         ],
-        "not_run": [{"name": one.name, "reason": one.reason} for one in baselines if one.towers is None],
+        "not_run": [{"name": one.name, "reason": one.reason} for one in others if one.towers is None],
         "notes": notes(groups),
     }
     report["main"] = main_method(report)["key"]

@@ -1,7 +1,7 @@
-"""The training-free baselines beside the model: CCA fitted on the training rows, ConSE from the teacher's class names.
+"""The training-free baselines beside the model: CCA and ridge fitted on the training rows, ConSE from class names.
 
 What it is: the same rows as the model's, other vectors, or the reason why a baseline cannot be had. What it is not:
-the baselines' mathematics (`models/cca.py`, `models/conse.py`). Chance needs no vectors: it is beside every number.
+the baselines' mathematics (`models/cca.py`, `ridge.py`, `conse.py`). Chance needs no vectors: it is beside every number.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from zscmr_ray.engine.checkpoint import CheckpointMeta
 from zscmr_ray.models.backbones import load_text_backbone, synonyms
 from zscmr_ray.models.cca import CCA
 from zscmr_ray.models.conse import ConSE, class_name_vectors
+from zscmr_ray.models.ridge import Ridge
 from zscmr_ray.retrieval.protocol import ClassGroups
-from zscmr_ray.retrieval.searches import Towers
+from zscmr_ray.retrieval.searches import Searchable, Towers
 from zscmr_ray.stages.evaluate_rows import EncodedRows
 
-MIN_CCA_PAIRS = 32
+MIN_PAIRS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A baseline's towers, or why it was not run."""
+    """A row's towers, or why it was not run."""
 
     key: str
     name: str
-    towers: Towers | None
+    towers: Searchable | None
     reason: str = ""
 
 
 def make_baselines(
     rows: EncodedRows, groups: ClassGroups, meta: CheckpointMeta, teacher_names: Sequence[str] | None
 ) -> list[Baseline]:
-    """Return CCA and ConSE for the rows."""
-    return [_cca(rows, groups), _conse(rows, meta, teacher_names)]
+    """Return CCA, ridge and ConSE for the rows."""
+    return [*_fitted(rows, groups), _conse(rows, meta, teacher_names)]
 
 
 def shared_names(classes: Sequence[str], teacher_names: Sequence[str]) -> list[str]:
@@ -55,18 +56,30 @@ def _folded(name: str) -> str:
     return " ".join(word.removesuffix("s") for word in words)
 
 
-def _cca(rows: EncodedRows, groups: ClassGroups) -> Baseline:
+def _fitted(rows: EncodedRows, groups: ClassGroups) -> list[Baseline]:
+    """What is fitted on pairs of training rows."""
     corpus = rows.corpus
     trained_N = corpus.partition_N == "train"
     if groups.classes:
         trained_N &= groups.of_items(corpus.labels) == "S"
     captions = np.flatnonzero(trained_N[corpus.text_item_M])
-    if len(captions) < MIN_CCA_PAIRS:
-        reason = f"{len(captions)} training pairs; it needs at least {MIN_CCA_PAIRS}"
-        return Baseline("cca", "CCA", None, reason)
-    fitted = CCA.fit(rows.image_mean_NF[corpus.text_item_M[captions]], rows.text_mean_MF[captions])
-    towers = Towers.symmetric(fitted.image(rows.image_mean_NF), fitted.text(rows.text_mean_MF))
-    return Baseline("cca", "CCA", towers)
+    names = {"cca": "CCA", "ridge": "ridge regression"}
+    if len(captions) < MIN_PAIRS:
+        reason = f"{len(captions)} training pairs; it needs at least {MIN_PAIRS}"
+        return [Baseline(key, name, None, reason) for key, name in names.items()]
+    image_BF, text_BF = rows.image_mean_NF[corpus.text_item_M[captions]], rows.text_mean_MF[captions]
+    fitted: dict[str, CCA | Ridge] = {
+        "cca": CCA.fit(image_BF, text_BF),
+        "ridge": Ridge.fit(image_BF, text_BF),
+    }
+    return [
+        Baseline(
+            key,
+            name,
+            Towers.symmetric(fitted[key].image(rows.image_mean_NF), fitted[key].text(rows.text_mean_MF)),
+        )
+        for key, name in names.items()
+    ]
 
 
 def _conse(rows: EncodedRows, meta: CheckpointMeta, teacher_names: Sequence[str] | None) -> Baseline:

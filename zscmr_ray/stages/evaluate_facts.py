@@ -42,7 +42,7 @@ def describe_model(meta: CheckpointMeta) -> dict[str, Any]:
     """Return what the report says of the checkpoint."""
     return {
         "method": meta.method,
-        "method_name": meta.method.upper(),
+        "method_name": method_name(meta),
         "recipe": meta.recipe,
         "fingerprint": meta.fingerprint,
         "image_backbone": _backbone(meta.image_backbone),
@@ -50,6 +50,29 @@ def describe_model(meta: CheckpointMeta) -> dict[str, Any]:
         "teacher": meta.teacher,
         "teacher_name": teacher_name(meta),
     }
+
+
+def method_name(meta: CheckpointMeta) -> str:
+    """Return the method as its literature calls it."""
+    architecture = meta.architecture
+    match meta.method:
+        case "inn":
+            names = {"mean": "ZS_INN", "self": "ZS_INN_SELF", "fused": "IMFA (ZS_INN_FUSE)"}
+            return names[str(architecture["attention"])]
+        case "tower":
+            contrast = "hinge" if architecture["contrast"] == "hinge" else "InfoNCE"
+            return "SupCon towers" if architecture["same_class"] == "positive" else f"{contrast} towers"
+        case other:
+            return other.upper()
+
+
+def variant_name(meta: CheckpointMeta, variant: str) -> str:
+    """Return in words which of the model's scores a row is."""
+    if len(meta.blocks) > 1 or meta.method == "fgan":
+        return {"regions": "regions", "labels": "label distributions", "both": "both (fused)"}[variant]
+    if meta.architecture.get("attention") == "fused":
+        return "distilled vector" if meta.architecture["distill_weight"] > 0 else "mean vector"
+    return "by vector"
 
 
 def teacher_name(meta: CheckpointMeta) -> str:

@@ -20,7 +20,8 @@ import torch
 from zscmr_ray.data.pairs import COLUMNS, PairFeatures, load_pair_features
 from zscmr_ray.errors import DataError
 from zscmr_ray.manifest import Manifest
-from zscmr_ray.models.base import AlignmentModel
+from zscmr_ray.models.base import AlignmentModel, SideOutput
+from zscmr_ray.models.cross_scoring import join_pairs, keep_pairs
 from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.protocol import ClassGroups
 from zscmr_ray.retrieval.searches import Corpus
@@ -42,7 +43,8 @@ class PairsTable:
 class EncodedRows:
     """The rows that take part: N items, M captions; mean features are the baselines' input, [*, channels].
 
-    `weights_NR` are the image side's region weights, None for a model without a region block.
+    `weights_NR` are the image side's region weights, None for a model without any. `pairs` is what a model that scores
+    pairs needs of images and texts.
     """
 
     corpus: Corpus
@@ -53,6 +55,7 @@ class EncodedRows:
     image_mean_NF: FloatArray
     text_mean_MF: FloatArray
     prior_logits_NC: FloatArray | None
+    pairs: tuple[SideOutput, SideOutput] | None
 
 
 def pair_parts(manifest: Manifest) -> list[str]:
@@ -145,6 +148,7 @@ def _tables(store: Store, manifest: Manifest, columns: Sequence[str]) -> Iterato
 def _encode(features: PairFeatures, model: AlignmentModel, *, batch_rows: int) -> EncodedRows:
     device = next(model.parameters()).device
     images, weights, image_means = [], [], []
+    image_pairs, text_pairs = [], []
     for start in range(0, len(features), batch_rows):
         regions_BRD = torch.from_numpy(features.regions_NRD[start : start + batch_rows].astype(np.float32))
         output = model.encode_image(regions_BRD.to(device))
@@ -152,11 +156,16 @@ def _encode(features: PairFeatures, model: AlignmentModel, *, batch_rows: int) -
         image_means.append(regions_BRD.mean(1).numpy())
         if output.weights_BR is not None:
             weights.append(output.weights_BR.float().cpu().numpy())
+        if model.scores_pairs:
+            image_pairs.append(keep_pairs(output))
     texts, text_means = [], []
     for start in range(0, features.num_captions, batch_rows):
         places = np.arange(start, min(start + batch_rows, features.num_captions))
         tokens_BLD, lengths_B = features.padded_tokens(places)
-        texts.append(model.vectors(model.encode_text(tokens_BLD.to(device), lengths_B)).cpu().numpy())
+        output = model.encode_text(tokens_BLD.to(device), lengths_B)
+        texts.append(model.vectors(output).cpu().numpy())
+        if model.scores_pairs:
+            text_pairs.append(keep_pairs(output))
         # Padding is zero, so the sum runs over true tokens only.
         text_means.append((tokens_BLD.sum(1) / lengths_B[:, None]).numpy())
     prior = features.prior_logits_NC
@@ -169,12 +178,14 @@ def _encode(features: PairFeatures, model: AlignmentModel, *, batch_rows: int) -
         image_mean_NF=np.concatenate(image_means),
         text_mean_MF=np.concatenate(text_means),
         prior_logits_NC=None if prior is None else prior.astype(np.float32),
+        pairs=(join_pairs(image_pairs), join_pairs(text_pairs)) if model.scores_pairs else None,
     )
 
 
 def _join(parts: Sequence[EncodedRows]) -> EncodedRows:
     first_items = np.cumsum([0, *(len(part.corpus.ids) for part in parts)])
     weights = [part.weights_NR for part in parts if part.weights_NR is not None]
+    pairs = [part.pairs for part in parts if part.pairs is not None]
     priors = [part.prior_logits_NC for part in parts if part.prior_logits_NC is not None]
     return EncodedRows(
         corpus=Corpus(
@@ -192,4 +203,7 @@ def _join(parts: Sequence[EncodedRows]) -> EncodedRows:
         image_mean_NF=np.concatenate([part.image_mean_NF for part in parts]),
         text_mean_MF=np.concatenate([part.text_mean_MF for part in parts]),
         prior_logits_NC=np.concatenate(priors) if len(priors) == len(parts) and priors else None,
+        pairs=(join_pairs([one for one, _ in pairs]), join_pairs([one for _, one in pairs]))
+        if pairs
+        else None,
     )
