@@ -125,7 +125,7 @@ def _ceilings(probe: Probe, fleet: Fleet) -> dict[str, float]:
         COMMIT: probe.commit_s / fleet.num_commits,
         CPUS: all_cpu_s / (_CPU_SHARE * cpus),
     }
-    return {name: rows / max(one_s, 1e-9) for name, one_s in seconds.items()}
+    return {name: rows / one_s for name, one_s in seconds.items() if one_s}
 
 
 def error_line(estimate: Estimate, *, num_rows: int, elapsed_s: float) -> str:
