@@ -49,6 +49,7 @@ def deepspeed_losses() -> list[tuple[list[float], dict[str, torch.Tensor]]]:
     ]
 
 
+@pytest.mark.long
 def test_deepspeed_follows_the_bare_loop() -> None:
     """ZeRO 3 too: parameters that a loss reads are read inside a module's own forward."""
     expected = [losses_of("bare", config_of(name), 8) for name in METHOD_SECTIONS for _ in (0, 3)]

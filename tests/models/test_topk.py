@@ -137,6 +137,15 @@ def test_a_diverged_row_is_not_hidden() -> None:
     assert weights[1].isfinite().all()
 
 
+def test_a_gradient_that_is_not_a_number_is_not_hidden() -> None:
+    """The kernel ignores the processor's invalid flag (numpy#24067), never the value itself."""
+    scores = random_scores(2, 6).requires_grad_()
+    grad = torch.ones(2, 6)
+    grad[1, 2] = torch.nan
+    select(scores, [6, 6], [2, 2]).backward(grad)
+    assert scores.grad[0].isfinite().all() and scores.grad[1].isnan().all()
+
+
 def test_bfloat16_scores_work_in_float32() -> None:
     scores = random_scores(2, 10).bfloat16().requires_grad_()
     weights = select(scores, [10, 7], [2, 2])

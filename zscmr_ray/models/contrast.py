@@ -48,7 +48,8 @@ class Contrast(nn.Module):
             )
         self.settings = settings
         learned = settings.kind == "infonce" and settings.learned_temperature
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.temperature))) if learned else None
+        # One entry and not none: DeepSpeed does not broadcast a scalar.
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.temperature)])) if learned else None
 
     def forward(self, similarity_BB: Tensor, relations: Relations) -> tuple[Tensor, Tensor]:
         """Return the loss and the temperature (1 for the hinge), scalars."""
@@ -64,7 +65,7 @@ class Contrast(nn.Module):
             return loss, torch.ones_like(loss).detach()
         scale = similarity_BB.new_tensor(1.0 / settings.temperature)
         if self.log_scale is not None:
-            scale = self.log_scale.to(similarity_BB.dtype).exp().clamp_max(1.0 / _LOWEST_TEMPERATURE)
+            scale = self.log_scale[0].to(similarity_BB.dtype).exp().clamp_max(1.0 / _LOWEST_TEMPERATURE)
         return info_nce(
             similarity_BB * scale, relations, same_class=settings.same_class
         ), 1.0 / scale.detach()

@@ -177,9 +177,12 @@ class _NumpyKernel(_Kernel):
         """Compute sum_n <w, W_n> z_n for each row, [B, L]."""
         sums_BL = torch.zeros_like(weights_BL)
         weights, out = weights_BL.contiguous().numpy(), sums_BL.numpy()
-        for b, length, chosen_SL, noise_SL in self._replay(kept):
-            products_S = chosen_SL.astype(np.float32) @ weights[b, :length]
-            out[b, :length] += products_S @ noise_SL
+        # OpenBLAS can raise the invalid flag on finite operands and results (numpy#24067), a warning once in thousands of
+        # steps. A true NaN in the gradient goes through to the weights, and the next step's loss is refused.
+        with np.errstate(invalid="ignore"):
+            for b, length, chosen_SL, noise_SL in self._replay(kept):
+                products_S = chosen_SL.astype(np.float32) @ weights[b, :length]
+                out[b, :length] += products_S @ noise_SL
         return sums_BL
 
     def own_sums(self, kept: Tensor, num_tokens: int, device: torch.device) -> Tensor:
