@@ -28,7 +28,14 @@ def test_a_labelled_run_gives_numbers_with_chance_and_baselines(tmp_path: Path) 
     assert not result.skipped
     store = stage_store(config, "evaluate")
     report = store.read_json("report.json")
-    assert [method["key"] for method in report["methods"]] == ["regions", "labels", "both", "cca", "ridge", "conse"]
+    assert [method["key"] for method in report["methods"]] == [
+        "regions",
+        "labels",
+        "both",
+        "cca",
+        "ridge",
+        "conse",
+    ]
     assert report["main"] == "both"
     assert report["not_run"] == []
     for method in report["methods"]:
