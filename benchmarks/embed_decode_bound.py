@@ -22,8 +22,9 @@ NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS = 32, 384, 2048
 BAR_PLAIN, BAR_BARE = 3.0, 0.9
 CLIP_RETRIEVAL = (
     "not measured: clip-retrieval 2.45.0 asks for numpy<2, pyarrow<16, pandas<3 and webdataset<0.3, which exclude this "
-    "environment's; in one of its own pip was still resolving its requirements after 18 minutes, and its loop loads CLIP "
-    "weights from a model hub"
+    "environment's. In one of its own it installs beside torch 2.13.0+cpu and setuptools<81, but does not import: the "
+    "torchvision it gets is built for CUDA (0.28.0+cu130: operator torchvision::nms does not exist); torch with CUDA, "
+    "several GB, was not tried"
 )
 
 

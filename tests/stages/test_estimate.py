@@ -174,9 +174,9 @@ def test_the_end_of_a_run_names_its_bottleneck_and_the_estimates_error(
     run_embed(config, probe=probe)
     said = capsys.readouterr().err
     assert "bottleneck: " in said and "encoding " in said and "rows/s" in said
-    assert "embed: estimated " in said and " s for 224 rows, took " in said
+    assert "embed: estimated " in said and " s for 240 rows, took " in said
     note = read_lease(stage_store(config, "embed"))
-    assert note is not None and note.progress["usage"]["rows"] == 224
+    assert note is not None and note.progress["usage"]["rows"] == 240
     assert note.progress["estimate"]["num_rows"] == pytest.approx(240, rel=0.1)
     run_embed(other)
     assert "estimated" not in capsys.readouterr().err

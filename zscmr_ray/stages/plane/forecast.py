@@ -129,14 +129,14 @@ def _ceilings(probe: Probe, fleet: Fleet) -> dict[str, float]:
 
 
 def error_line(estimate: Estimate, *, num_rows: int, elapsed_s: float) -> str:
-    """The estimate of the rows a run has done beside what they took; the start is not part of either.
+    """The estimate for the rows a run has done beside what they took, its start included.
 
     >>> effort, fleet = Effort(decode_cpu_s=1.0), Fleet(1, 2, 2, 1, 1, 1)
     >>> probe = Probe(100, 100, effort, 0.0, 0.0, 0, 0, 0, 0.0, 100, 100.0)
-    >>> error_line(estimate_run(probe, fleet, 100), num_rows=1000, elapsed_s=12.0)
-    'estimated 10.0 s for 1,000 rows, took 12.0 s (+20%)'
+    >>> error_line(estimate_run(probe, fleet, 1000), num_rows=1000, elapsed_s=21.6)
+    'estimated 18.0 s for 1,000 rows, took 21.6 s (+20%)'
     """
-    expected_s = num_rows / estimate.rows_per_s
+    expected_s = estimate.start_s + num_rows / estimate.rows_per_s
     return (
         f"estimated {expected_s:.1f} s for {num_rows:,} rows, took {elapsed_s:.1f} s "
         f"({elapsed_s / max(expected_s, 1e-9) - 1:+.0%})"

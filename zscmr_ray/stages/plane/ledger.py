@@ -1,6 +1,7 @@
 """What a run's rows have cost so far, for the lines at its end: the bottleneck, and how far off the estimate was.
 
-Counts this driver's work from its first chunk on; start-up, and what earlier runs have done, is not in it.
+Counts this driver's work from its start: chunks are decoded ahead of the first one that arrives, so that a later
+beginning would leave out time and not the work. What earlier runs have done is not in it.
 """
 
 from __future__ import annotations
@@ -23,17 +24,13 @@ class Ledger:
 
     def __init__(self) -> None:
         self._effort = Effort()
-        self._rows = self._first_rows = 0
+        self._rows = 0
         self._commit_s = 0.0
         self._begun_s: dict[str, float] = {}
-        self._first_s: float | None = None
+        self._started_s = time.monotonic()
 
     def add(self, result: ChunkResult) -> None:
-        """Count a chunk that arrived for the first time; the very first one starts the clock and counts for nothing."""
-        if self._first_s is None:
-            self._first_s = time.monotonic()
-            self._first_rows = result.num_in
-            return
+        """Count a chunk that arrived for the first time."""
         self._rows += result.num_in
         self._effort = total(iter((self._effort, result.effort)))
 
@@ -47,9 +44,9 @@ class Ledger:
 
     def usage(self, fleet: Fleet) -> Usage | None:
         """The run as far as it can be judged; None where it was too short for that."""
-        if self._first_s is None or self._first_rows + self._rows < _MIN_ROWS:
+        if self._rows < _MIN_ROWS:
             return None
-        elapsed_s = time.monotonic() - self._first_s
+        elapsed_s = time.monotonic() - self._started_s
         return Usage(self._rows, elapsed_s, self._effort, self._commit_s, fleet)
 
 
