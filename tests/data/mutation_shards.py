@@ -89,7 +89,7 @@ def tar_shard(tar_format: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
     buffer, spans = io.BytesIO(), {}
     with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as tar:
         for row, picture in enumerate(_pictures()):
-            key = f"folder{row % 2}/{row:03d}" + "-long" * (25 if row == 5 else 0)
+            key = f"folder{row % 2}{'/long' * 25 * (row == 5)}/{row:03d}"
             start = tar.offset
             meta = json.dumps({"id": f"item-{row}", "label": ["cat", "dog"][row % 2]}).encode()
             for extension, data in (("png", picture), ("txt", f"caption {row} é".encode()), ("json", meta)):
@@ -154,9 +154,7 @@ def parquet_shard(**options: object) -> bytes:
 def tar_cases(num: int, seed: int) -> Iterator[Case]:
     """Tars of three dialects; with repaired checksums anything may be said, and nothing may break."""
     for name in ("ustar", "gnu", "pax"):
-        data, spans = tar_shard(
-            getattr(tarfile, f"{name.upper()}_FORMAT") if name != "ustar" else tarfile.GNU_FORMAT
-        )
+        data, spans = tar_shard(getattr(tarfile, f"{name.upper()}_FORMAT"))
         whole = {row.key: content(row) for row in read("a.tar", data, _BY_ID) if isinstance(row, Record)}
         assert len(whole) == NUM_ROWS
         places = mutate.tar_places(data)
