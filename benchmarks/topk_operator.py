@@ -20,6 +20,7 @@ import torch
 from contract import report
 from torch import Tensor
 
+from zscmr_ray.memory import peak_rss_bytes
 from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.topk import perturbed_topk
 from zscmr_ray.models.topk_released import one_hot_topk
@@ -116,11 +117,10 @@ def peak_mb(name: str) -> float:
 
 
 def run_and_print_peak(name: str) -> None:
-    """Be that fresh process. VmHWM, because ru_maxrss of a child starts at the peak of its parent."""
+    """Be that fresh process."""
     torch.set_num_threads(2)
     forward_backward_ms(OPERATORS[name], LARGE)
-    status = Path("/proc/self/status").read_text()
-    print(int(status.partition("VmHWM:")[2].split()[0]) / 1e3)
+    print(peak_rss_bytes() / 1e6)
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:

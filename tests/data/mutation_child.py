@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import resource
 import sys
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 from tests.data.mutate import mutants
 from tests.data.mutation_pictures import pictures
 from zscmr_ray.data.decode import ImageRejected, decode_image
+from zscmr_ray.memory import peak_rss_bytes
 from zscmr_ray.schema import RejectCode
 
 # No mutant takes a second; the bound is for loops that never end, on a machine that may be busy.
@@ -59,7 +59,7 @@ def run(cases: Iterator[Case], journal: Path) -> dict[str, object]:
     outcomes: dict[str, Counter[str]] = {}
     faults: list[str] = []
     with journal.open("w", buffering=1) as log:
-        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak_bytes = peak_rss_bytes()
         for name, check in cases:
             log.write(name + "\n")
             faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
@@ -69,12 +69,12 @@ def run(cases: Iterator[Case], journal: Path) -> dict[str, object]:
             except Exception:
                 group["FAULT"] += 1
                 faults.append(f"{name}\n{traceback.format_exc(limit=-3)}")
-            now_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            if now_kb - peak_kb > MAX_GROWTH_MB << 10:
-                faults.append(f"{name} grew the process by {(now_kb - peak_kb) >> 10} MB")
-            peak_kb = now_kb
+            now_bytes = peak_rss_bytes()
+            if now_bytes - peak_bytes > MAX_GROWTH_MB << 20:
+                faults.append(f"{name} grew the process by {(now_bytes - peak_bytes) >> 20} MB")
+            peak_bytes = now_bytes
     faulthandler.cancel_dump_traceback_later()
-    return {"outcomes": outcomes, "faults": faults, "peak_mb": peak_kb >> 10}
+    return {"outcomes": outcomes, "faults": faults, "peak_mb": peak_bytes >> 20}
 
 
 def main() -> None:

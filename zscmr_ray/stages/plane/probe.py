@@ -7,7 +7,6 @@ measured too. Which shards are read is drawn by a seed. What follows from it: `f
 from __future__ import annotations
 
 import random
-import resource
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from zscmr_ray.errors import DataError
+from zscmr_ray.memory import peak_rss_bytes
 from zscmr_ray.stages.plane.chunks import ChunkResult, DecodedChunk, Shard, Source, result_of, task_row
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part
 from zscmr_ray.stages.plane.decode import DecodeShards
@@ -116,7 +116,7 @@ def probe_job(
         commit_cpu_s=commit_cpu_s,
         part_bytes=sum(file.size_bytes for sample in samples for file in sample.commit.files),
         chunk_bytes=max(sample.head.chunk_bytes for sample in samples),
-        encoder_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+        encoder_bytes=peak_rss_bytes(),
         encoder_start_s=start_s,
         total_rows=total_rows,
         shard_rows=total_rows / len(job.shards),
