@@ -15,9 +15,9 @@ from zscmr_ray.retrieval.protocol import ClassGroups
 from zscmr_ray.retrieval.searches import Corpus
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.evaluate import run_evaluate
-from zscmr_ray.stages.evaluate_baselines import shared_names
 from zscmr_ray.stages.evaluate_examples import spread_over_classes
-from zscmr_ray.stages.evaluate_rows import PairsTable, choose_ids, encode_rows
+from zscmr_ray.stages.measure.baselines import shared_names
+from zscmr_ray.stages.measure.rows import PairsTable, choose_ids, encode_rows
 
 
 def test_a_labelled_run_gives_numbers_with_chance_and_baselines(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from zscmr_ray.models.base import LABEL
 from zscmr_ray.retrieval.protocol import ClassGroups, evaluate_method
 from zscmr_ray.retrieval.searches import DIRECTIONS, Searchable, Towers, variants
 from zscmr_ray.stages import StageResult, require_pairs, stage_store
-from zscmr_ray.stages.evaluate_baselines import Baseline, make_baselines
 from zscmr_ray.stages.evaluate_examples import make_examples
-from zscmr_ray.stages.evaluate_facts import (
+from zscmr_ray.stages.measure.baselines import Baseline, make_baselines
+from zscmr_ray.stages.measure.facts import (
     class_groups,
     describe_data,
     describe_model,
@@ -36,8 +36,8 @@ from zscmr_ray.stages.evaluate_facts import (
     selection_note,
     variant_name,
 )
-from zscmr_ray.stages.evaluate_pairs import pair_rows
-from zscmr_ray.stages.evaluate_rows import (
+from zscmr_ray.stages.measure.pair_rows import pair_rows
+from zscmr_ray.stages.measure.rows import (
     EncodedRows,
     choose_ids,
     encode_rows,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from zscmr_ray.retrieval.ordering import tie_ranks, top_hits
 from zscmr_ray.retrieval.protocol import ClassGroups, condition_items
 from zscmr_ray.retrieval.searches import DIRECTIONS, Corpus, Towers, make_search
-from zscmr_ray.stages.evaluate_rows import EncodedRows
+from zscmr_ray.stages.measure.rows import EncodedRows
 from zscmr_ray.stages.report.pictures import encode_picture, heat_map, shrink_picture
 
 NUM_HITS = 6

@@ -13,8 +13,8 @@ from typing import Any
 from zscmr_ray.data.splits import ClassSplit
 from zscmr_ray.engine.checkpoint import BackboneRecord, CheckpointMeta
 from zscmr_ray.retrieval.protocol import ClassGroups
-from zscmr_ray.stages.evaluate_baselines import shared_names
-from zscmr_ray.stages.evaluate_rows import EncodedRows
+from zscmr_ray.stages.measure.baselines import shared_names
+from zscmr_ray.stages.measure.rows import EncodedRows
 
 
 def class_groups(meta: CheckpointMeta) -> ClassGroups:

@@ -19,7 +19,7 @@ from zscmr_ray.models.conse import ConSE, class_name_vectors
 from zscmr_ray.models.ridge import Ridge
 from zscmr_ray.retrieval.protocol import ClassGroups
 from zscmr_ray.retrieval.searches import Searchable, Towers
-from zscmr_ray.stages.evaluate_rows import EncodedRows
+from zscmr_ray.stages.measure.rows import EncodedRows
 
 MIN_PAIRS = 32
 

@@ -16,8 +16,8 @@ from zscmr_ray.models.cross_scoring import FloatArray, cross_scores
 from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.pair_search import PairTowers
 from zscmr_ray.retrieval.searches import Corpus, Rows, Towers
-from zscmr_ray.stages.evaluate_baselines import Baseline
-from zscmr_ray.stages.evaluate_rows import EncodedRows
+from zscmr_ray.stages.measure.baselines import Baseline
+from zscmr_ray.stages.measure.rows import EncodedRows
 
 EXACT, RERANKED = "fused_exact", "fused_reranked"
 
