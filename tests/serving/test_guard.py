@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from zscmr_ray.config import ServeSection
 from zscmr_ray.errors import ConfigError
-from zscmr_ray.serving.guard import key_is_known, read_api_keys
+from zscmr_ray.serving.guard import PAGE_FILES, key_is_known, read_api_keys
 from zscmr_ray.serving.routes import http_app
 from zscmr_ray.serving.service import SearchService
 
@@ -41,7 +41,7 @@ def test_any_of_several_keys_opens_and_nothing_else_does(locked: TestClient) -> 
 
 
 def test_only_the_page_and_health_need_no_key(locked: TestClient) -> None:
-    for path in ("/", "/assets/page.css", "/assets/page.js", "/healthz", "/readyz"):
+    for path in (*PAGE_FILES, "/healthz", "/readyz"):
         assert locked.get(path).status_code == 200
     for path in ("/v1/items/x", "/v1/thumbnails/x", "/v1/indexes", "/openapi.json", "/nowhere"):
         assert locked.get(path).status_code == 401

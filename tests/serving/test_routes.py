@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.embeddings_run import BLOCKS, COLOURS, FINGERPRINT, item_ids, jpeg, unit_vectors
-from zscmr_ray.serving.guard import SECURITY_HEADERS
+from zscmr_ray.serving.guard import PAGE_FILES, SECURITY_HEADERS
 
 IDS = item_ids(12)
 
@@ -192,9 +192,12 @@ def test_indexes_and_health(http: TestClient) -> None:
 def test_the_page_is_offline_and_every_answer_carries_the_security_headers(http: TestClient) -> None:
     page = http.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    for path in ("/", "/assets/page.css", "/assets/page.js"):
-        assert "http://" not in http.get(path).text
-        assert "https://" not in http.get(path).text
+    for path, (_, media_type) in PAGE_FILES.items():
+        answer = http.get(path)
+        assert answer.headers["content-type"] == media_type
+        # A name, not an address: nobody fetches it.
+        text = answer.text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert text and "http://" not in text and "https://" not in text
     assert "<script>" not in page.text
     assert "style=" not in page.text
     for answer in (page, http.get("/v1/nowhere"), http.get("/healthz"), search(http)):

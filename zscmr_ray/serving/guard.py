@@ -21,7 +21,14 @@ from zscmr_ray.config import ServeSection
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.serving.problems import MEDIA_TYPE, REQUEST_ID_KEY, ProblemError, problem_json
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/assets/page.css", "/assets/page.js"})
+# The search page: path, file and media type.
+PAGE_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/assets/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/assets/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/assets/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+OPEN_PATHS = frozenset({"/healthz", "/readyz", *PAGE_FILES})
 SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "

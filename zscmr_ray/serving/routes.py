@@ -6,18 +6,19 @@ not: the work itself (service.py). No documentation UI: those load scripts from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp
 
 from zscmr_ray import __version__
 from zscmr_ray.config import ServeSection
-from zscmr_ray.serving.guard import Guard
+from zscmr_ray.serving.guard import PAGE_FILES, Guard
 from zscmr_ray.serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
 from zscmr_ray.serving.service import SearchService
 from zscmr_ray.serving.wire import Health, Indexes, Item, Problem, SearchRequest, SearchResponse
@@ -115,21 +116,12 @@ def _add_api(app: FastAPI, service: SearchService) -> None:
 
 def _add_page(app: FastAPI) -> None:
     folder = resources.files("zscmr_ray.serving") / "page"
-    page, style, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
-    )
+    for path, (name, media_type) in PAGE_FILES.items():
+        app.add_route(path, _file((folder / name).read_bytes(), media_type), include_in_schema=False)
 
-    @app.get("/", include_in_schema=False)
-    async def page_html() -> Response:
-        return HTMLResponse(page)
 
-    @app.get("/assets/page.css", include_in_schema=False)
-    async def page_css() -> Response:
-        return Response(style, media_type="text/css; charset=utf-8")
-
-    @app.get("/assets/page.js", include_in_schema=False)
-    async def page_js() -> Response:
-        return Response(script, media_type="text/javascript; charset=utf-8")
+def _file(body: bytes, media_type: str) -> Callable[[Request], Response]:
+    return lambda _: Response(body, media_type=media_type)
 
 
 async def _read_search(request: Request) -> tuple[SearchRequest, bytes | None]:

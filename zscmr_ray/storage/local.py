@@ -120,7 +120,7 @@ class LocalFiles:
                 if path.name.startswith(TEMPORARY):
                     self._remove(path)
 
-    # -- the steps between which a process can die: tests count them (tests/faults/) -------------------------------
+    # -- the steps between which a process can die: tests count them (tests/chaos/) --------------------------------
 
     def _temporary(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
