@@ -68,6 +68,31 @@ def test_one_driver_at_a_time_and_the_next_number_after_it(store: Store) -> None
     assert [info.key for info in store.list()] == [f"{LEASES}/00000002.json"]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_lease_that_comes_between_looking_and_taking_is_looked_at(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """Two drivers look at an empty directory; the other one is faster, and may have ended and been swept since."""
+    others: list[Lease] = []
+    create = Store.create_bytes
+
+    def create_late(self: Store, key: str, data: bytes) -> bool:
+        if not others:
+            others.append(None)  # type: ignore[arg-type]
+            others[0] = take_lease(store, "train")
+            if ended:
+                with others[0]:
+                    pass
+                others[0] = take_lease(store, "train")
+        return create(self, key, data)
+
+    monkeypatch.setattr(Store, "create_bytes", create_late)
+    with pytest.raises(RefusedError, match="train is already at work"):
+        take_lease(store, "embed")
+    assert newest(store).token == others[0].note.token
+    assert len(store.list(LEASES)) == 1
+
+
 def test_many_at_once_leave_one(store: Store) -> None:
     won: list[Lease] = []
     refused: list[RefusedError] = []

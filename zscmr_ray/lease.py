@@ -155,12 +155,17 @@ def take_lease(store: Store, stage: str, **progress: Any) -> Lease:
         newest = read_lease(store)
         if newest is not None and _is_held(store, newest):
             raise _held(store, newest)
-        note = _new_note(stage, epoch=max(_epochs(store), default=0) + 1, progress=progress)
+        # The number after the very lease that was looked at: one that came meanwhile has not been asked about.
+        note = _new_note(stage, epoch=newest.epoch + 1 if newest is not None else 1, progress=progress)
         if store.create_bytes(_key(note.epoch), note.model_dump_json(indent=2).encode()):
-            for epoch in _epochs(store):
-                if epoch < note.epoch:
-                    store.delete(_key(epoch))
-            return Lease(store, note)
+            epochs = _epochs(store)
+            if max(epochs) == note.epoch:
+                for epoch in epochs:
+                    if epoch < note.epoch:
+                        store.delete(_key(epoch))
+                return Lease(store, note)
+            # The number was free because it had been used and swept away: later ones are there.
+            store.delete(_key(note.epoch))
         # Another driver was faster: look at its lease, in a moment.
         time.sleep(0.05)
 
