@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zscmr_ray.data.coco_classes import class_words
 from zscmr_ray.data.splits import (
     ClassSplit,
     SplitKind,
@@ -232,3 +234,22 @@ def test_capping_of_multi_label_and_unlabelled_rows() -> None:
     kept = {i for i, k in zip(ids, select_capped(ids, labels, 1), strict=True) if k}
     assert kept == {first_x, first_y, "c"}
     assert select_capped(ids, labels, 10).all() and select_capped([], [], 1).shape == (0,)
+
+
+def test_the_published_splits_of_coco() -> None:
+    counts = dict.fromkeys(class_words(), 20)
+    for kind, sizes in (("coco_48_17", (48, 17, 15)), ("coco_65_15", (65, 15, 0))):
+        split = make_class_split(counts, cast(SplitKind, kind), rule="dominant")
+        assert (len(split.seen), len(split.unseen), len(split.dropped)) == sizes
+        assert split.rule == "dominant" and ClassSplit.from_json(split.to_json()) == split
+    few = make_class_split({"dog": 12, "person": 30, "car": 3, "kangaroo": 40}, "coco_48_17")
+    assert (few.seen, few.unseen, few.dropped) == (("person",), ("dog",), ("car", "kangaroo"))
+    with pytest.raises(DataError, match="leaves no unseen class"):
+        make_class_split({"horse": 12, "person": 30}, "coco_48_17")
+
+
+def test_a_split_file_without_a_rule_is_of_the_first_one() -> None:
+    split = make_class_split({"a": 20, "b": 20}, "even_odd")
+    raw = json.loads(split.to_json())
+    assert raw.pop("rule") == "all_labels"
+    assert ClassSplit.from_json(json.dumps(raw)) == split

@@ -68,9 +68,25 @@ class Columns:
     label_separator: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LayoutRow:
+    """One item as a dataset's own lists name it (`data/layouts/`); keys are relative to the input root.
+
+    `captions` are those of an annotation file; else `text` is the key of the file that holds them.
+    """
+
+    id: str
+    image: str | None = None
+    captions: tuple[str, ...] = ()
+    text: str | None = None
+    labels: tuple[str, ...] = ()
+    partition: str | None = None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ShardSpec:
-    """One unit of reading and of retry: a container file, or a directory of images with the `files` in it.
+    """One unit of reading and of retry: a container file, a directory of images with the `files` in it, or `rows` of a
+    dataset's own lists.
 
     `key` is relative to the input root (`.` is the root itself). `version` changes when the contents do.
     """
@@ -80,6 +96,7 @@ class ShardSpec:
     version: str
     format: str
     files: tuple[str, ...] = ()
+    rows: tuple[LayoutRow, ...] = ()
 
 
 class RowRejected(Exception):

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from zscmr_ray.data.coco_classes import UNSEEN_15, UNSEEN_17, coco_seen
 from zscmr_ray.data.split_rules import (
     PSEUDO_STREAM,
     UNSEEN_STREAM,
@@ -28,7 +29,8 @@ from zscmr_ray.data.split_rules import (
 )
 from zscmr_ray.errors import ConfigError, DataError
 
-SplitKind = Literal["even_odd", "ratio", "random", "explicit", "none"]
+SplitKind = Literal["even_odd", "ratio", "random", "explicit", "coco_48_17", "coco_65_15", "none"]
+SplitRule = Literal["all_labels", "dominant"]
 Labels = Sequence[Sequence[str]]
 
 
@@ -37,7 +39,7 @@ class ClassSplit:
     """Which classes are trained on and which are not; every tuple is in class order.
 
     `pseudo_unseen` is a subset of `seen`; seen, unseen and dropped are disjoint. `dropped` classes are in neither:
-    too few items, or left out of an explicit split.
+    too few items, or left out of an explicit split. `rule` says what an item of several classes is (`no_leak.py`).
     """
 
     kind: SplitKind
@@ -48,6 +50,7 @@ class ClassSplit:
     pseudo_unseen: tuple[str, ...]
     unseen: tuple[str, ...]
     dropped: tuple[str, ...]
+    rule: SplitRule = "all_labels"
 
     def __post_init__(self) -> None:
         for one, other in (("seen", "unseen"), ("seen", "dropped"), ("unseen", "dropped")):
@@ -86,7 +89,8 @@ class ClassSplit:
         except ValueError as error:
             raise DataError("a class split file is not JSON", got=str(error)) from error
         names = {field.name for field in fields(cls)}
-        if not isinstance(raw, dict) or set(raw) != names:
+        # Splits written before there was a second rule name none.
+        if not isinstance(raw, dict) or set(raw) | {"rule"} != names:
             got = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
             raise DataError("a class split file has other fields", got=got, expected=sorted(names))
         lists = {name: tuple(raw[name]) for name in ("seen", "pseudo_unseen", "unseen", "dropped")}
@@ -122,6 +126,7 @@ def make_class_split(
     pseudo_unseen_fraction: float = 0.2,
     seen: Sequence[str] = (),
     unseen: Sequence[str] = (),
+    rule: SplitRule = "all_labels",
 ) -> ClassSplit:
     """Split the classes; the order of `class_counts` is the class order, `fraction` the unseen share in (0, 1).
 
@@ -131,6 +136,7 @@ def make_class_split(
       rule is turned round: with n = floor(1 / (1 - fraction)), c is seen iff c % n == n - 1;
     - random: round(fraction x classes), at least one on either side, drawn by `seed`;
     - explicit: the `unseen` list, and the `seen` list or, when it is empty, all other classes;
+    - coco_48_17, coco_65_15: the published lists, as far as the data have the classes; those in neither are dropped;
     - none: no class is unseen (instance retrieval only); all classes are seen and none pseudo-unseen.
     Pseudo-unseen are round(pseudo_unseen_fraction x seen) of the seen classes, drawn by `seed`: at least one, and
     two where four are seen (retrieval among one class is trivial); none when only one class is seen or the fraction is 0.
@@ -156,6 +162,11 @@ def make_class_split(
             chosen = explicit_unseen(names, class_counts, min_items_per_class, seen, unseen)
             names = [name for name in names if name in chosen or not seen or name in set(seen)]
             fraction = round(len(chosen) / len(names), 2)
+        case "coco_48_17" | "coco_65_15":
+            listed = UNSEEN_17 if kind == "coco_48_17" else UNSEEN_15
+            chosen, listed_seen = set(names) & set(listed), coco_seen(listed)
+            names = [name for name in names if name in chosen or name in listed_seen]
+            fraction = round(len(chosen) / max(1, len(names)), 2)
     kept_seen = [name for name in names if name not in chosen]
     kept_unseen = [name for name in names if name in chosen]
     if not kept_seen or not kept_unseen:
@@ -175,6 +186,7 @@ def make_class_split(
         pseudo_unseen=tuple(name for name in kept_seen if name in pseudo),
         unseen=tuple(kept_unseen),
         dropped=tuple(name for name in class_counts if name not in set(names)),
+        rule=rule,
     )
 
 
