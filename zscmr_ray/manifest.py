@@ -32,6 +32,10 @@ class PartRecord(BaseModel):
     sha256: str
 
 
+TALLY = "tally_"
+"""Counts of a shard by such a name are of something other than rows, and no directory's."""
+
+
 class ShardRecord(BaseModel):
     """One unit of input that a complete stage has done: its part, what it was made of, and where its rows went.
 

@@ -111,11 +111,11 @@ class Interrupted(InlineExecutor):
     event: Callable[[], None]
     num_begun = 0
 
-    def begin_commit(self, to: Commits, shard: Shard, results: list[ChunkResult]) -> None:
+    def begin_commits(self, to: Commits, work: list[tuple[Shard, list[ChunkResult]]]) -> None:
         Interrupted.num_begun += 1
         if Interrupted.num_begun == 2:
             Interrupted.event()
-        super().begin_commit(to, shard, results)
+        super().begin_commits(to, work)
 
 
 @pytest.fixture

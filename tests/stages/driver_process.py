@@ -1,4 +1,4 @@
-"""A stage in a driver process of its own, with its own small Ray: for killing it, or one of its workers, with SIGKILL."""
+"""A stage in a driver process of its own (`driver_main.py`): for killing it, or one of its workers, with SIGKILL."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from pathlib import Path
 
 from zscmr_ray.config import Config
 
-_SCRIPT = """
-import sys
-from zscmr_ray.cli.session import exit_code_of, ray_session
-from zscmr_ray.config import Config, RaySection
-from zscmr_ray.stages.embed import run_embed
-from zscmr_ray.stages.preprocess import run_preprocess
-def run():
-    config = Config.model_validate_json(sys.argv[2])
-    with ray_session(RaySection(num_cpus=2, object_store_bytes=200_000_000)):
-        {"preprocess": run_preprocess, "embed": run_embed}[sys.argv[1]](config)
-sys.exit(exit_code_of(run))
-"""
+_ROOT = Path(__file__).parents[2]
 
 
 class Driver:
     """One driver; what Ray starts for it is in its session, and goes with it."""
 
-    def __init__(self, stage: str, config: Config, *, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        config: Config,
+        *,
+        log: Path | None = None,
+        num_nodes: int = 1,
+        lose_node: bool = False,
+    ) -> None:
+        arguments = [stage, config.model_dump_json(), str(num_nodes), str(int(lose_node))]
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(log.open("ab")) if log is not None else subprocess.DEVNULL
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SCRIPT, stage, config.model_dump_json()],
+                [sys.executable, "-m", "tests.stages.driver_main", *arguments],
+                cwd=_ROOT,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        """Of the driver itself."""
+        return self._process.pid
 
     def exit_code(self) -> int | None:
         """How it ended, or None while it runs."""
@@ -51,6 +55,11 @@ class Driver:
         """The worker processes of its Ray (its agents are parts of the node itself)."""
         found = [(pid, command) for pid, command in self._session() if command.startswith(b"ray::")]
         return sorted(pid for pid, command in found if b"Agent" not in command)
+
+    def name(self, pid: int) -> str:
+        """What a process of its session is."""
+        commands = dict(self._session())
+        return "driver" if pid == self.pid else commands.get(pid, b"gone").split(b"\0")[0].decode()
 
     def kill(self) -> None:
         """SIGKILL to the driver alone: its Ray sees that and ends, a moment later."""
@@ -76,9 +85,11 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driving(stage: str, config: Config, *, log: Path | None = None) -> Iterator[Driver]:
+def driving(
+    stage: str, config: Config, *, log: Path | None = None, num_nodes: int = 1, lose_node: bool = False
+) -> Iterator[Driver]:
     """A driver for the length of a block; nothing of it is left afterwards."""
-    driver = Driver(stage, config, log=log)
+    driver = Driver(stage, config, log=log, num_nodes=num_nodes, lose_node=lose_node)
     try:
         yield driver
     finally:

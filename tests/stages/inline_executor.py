@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from zscmr_ray.stages.plane import on_ray
-from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, result_of, task_row
-from zscmr_ray.stages.plane.commit import Commit, Commits, try_commit
+from zscmr_ray.stages.plane.chunks import ChunkResult, Shard, results_of, task_row
+from zscmr_ray.stages.plane.commit import CommitOutcomes, Commits, try_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import EncodeChunks
 from zscmr_ray.stages.plane.resources import Fleet
@@ -27,13 +27,18 @@ class InlineExecutor:
     max_commits = 1
 
     def __init__(self) -> None:
-        self._ended: list[tuple[str, Commit | Failure]] = []
+        self._ended: list[CommitOutcomes] = []
 
     def fleet(self, job: PlaneJob) -> Fleet:
         return Fleet(1, 1, num_encoders=1, encoder_threads=1, num_decoders=1, num_commits=1)
 
-    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
-        decode = DecodeShards(job.source, staging, max_failures=job.plane.max_shard_failures)
+    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[list[ChunkResult]]:
+        decode = DecodeShards(
+            job.source,
+            staging,
+            max_failures=job.plane.max_shard_failures,
+            chunk_rows=job.plane.chunk_rows,
+        )
         encode = EncodeChunks(
             job.build_encoder,
             staging,
@@ -42,12 +47,12 @@ class InlineExecutor:
         )
         for task in tasks:
             for row in decode(pa.Table.from_pylist([task_row(task)])):
-                yield result_of(encode(row)["result"][0].as_py())
+                yield results_of(encode(row)["results"][0].as_py())
 
-    def begin_commit(self, to: Commits, shard: Shard, results: list[ChunkResult]) -> None:
-        self._ended.append((shard.part, try_commit(to, shard, results)))
+    def begin_commits(self, to: Commits, work: list[tuple[Shard, list[ChunkResult]]]) -> None:
+        self._ended.append(try_commits(to, work))
 
-    def ended_commits(self, *, wait: bool) -> list[tuple[str, Commit | Failure]]:
+    def ended_commits(self, *, wait: bool) -> list[CommitOutcomes]:
         ended, self._ended = self._ended, []
         return ended
 

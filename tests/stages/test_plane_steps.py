@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,11 +23,13 @@ from zscmr_ray.stages.plane.chunks import (
     RejectedRow,
     Shard,
     batch_shards,
-    chunk_row,
-    failed_row,
-    read_chunk_row,
-    result_of,
-    result_row,
+    bundle_row,
+    bundles,
+    pack_chunk,
+    pack_failure,
+    read_bundle,
+    results_of,
+    results_row,
     shards_of_task,
     task_row,
 )
@@ -37,10 +40,10 @@ from zscmr_ray.stages.plane.commit import (
     commit_part,
     finish_stage,
     valid_commits,
-    write_part,
 )
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, encode_or_isolate, error_from_json
+from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
 from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, staging_store, write_chunk
 from zscmr_ray.storage import Store
@@ -53,10 +56,10 @@ def run_steps(
 ) -> list[ChunkResult]:
     """Decode and encode one shard in this process."""
     staging = staging_store(store, 0)
-    decode = DecodeShards(source or Numbers(), staging, max_failures=3)
+    decode = DecodeShards(source or Numbers(), staging, max_failures=3, chunk_rows=3)
     encode = EncodeChunks(build or Build(), staging, max_failures=3, threads=1)
     rows = decode(pa.Table.from_pylist([task_row([shard])]))
-    return [result_of(encode(row)["result"][0].as_py()) for row in rows]
+    return [result for row in rows for result in results_of(encode(row)["results"][0].as_py())]
 
 
 def commit(store: Store, shard: Shard, results: list[ChunkResult]) -> Commit:
@@ -67,19 +70,37 @@ def test_rows_of_the_dataset_round_trip() -> None:
     shards = make_shards(3, 4)
     assert shards_of_task(pa.Table.from_pylist([task_row(shards)])) == shards
     reject = RejectedRow("x", "s0.tar", 4, "read", "empty_image", "none")
-    row = chunk_row(shards[0], 2, DecodedChunk(ROWS, (reject,), 5, 1, last=True))
-    header, table = read_chunk_row(row)
-    assert row.num_rows == 1
-    assert table is not None and table.equals(ROWS)
+    packed = [
+        pack_chunk(shards[0], 2, DecodedChunk(ROWS, (reject,), 5, 1, last=True)),
+        pack_failure(shards[0], 0, Failure("error", "why")),
+        pack_chunk(shards[1], 0, DecodedChunk(ROWS.slice(1), (), 2, 0, last=True)),
+    ]
+    for some in (packed, packed[:1], packed[1:2]):
+        row = bundle_row(some)
+        found = list(read_bundle(row))
+        assert row.num_rows == 1 and len(found) == len(some)
+        assert [header for header, _ in found] == [one.header for one in some]
+    (header, table), (failed, none), (_, other) = read_bundle(bundle_row(packed))
+    assert table is not None and table.equals(ROWS) and other is not None and other.equals(ROWS.slice(1))
     assert (header["index"], header["last"], header["num_in"], header["num_filtered"]) == (2, True, 5, 1)
     assert RejectedRow(**header["rejects"][0]) == reject
-    header, table = read_chunk_row(failed_row(shards[0], 0, Failure("error", "why")))
-    assert table is None and header["failure"] == {"code": "error", "reason": "why"}
-    for result in (
+    assert none is None and failed["failure"] == {"code": "error", "reason": "why"}
+    results = [
         ChunkResult("p", 1, True, 3, 1, 0, "ff"),
         ChunkResult("p", 0, False, failure=Failure("a", "b")),
-    ):
-        assert result_of(result_row(result)["result"][0].as_py()) == result
+    ]
+    assert results_of(results_row(results)["results"][0].as_py()) == results
+
+
+def test_chunks_share_a_bundle_up_to_the_rows_of_a_full_one() -> None:
+    (shard,) = make_shards(3)
+    chunks = [DecodedChunk(ROWS.slice(0, rows), (), rows, 0, last=True) for rows in (1, 1, 1, 3, 2, 0, 2)]
+    packed = [pack_chunk(shard, index, chunk) for index, chunk in enumerate(chunks)]
+    seen = [[header["index"] for header, _ in read_bundle(row)] for row in bundles(packed, max_rows=3)]
+    assert seen == [[0, 1, 2], [3], [4, 5], [6]]
+    empty = [pack_failure(shard, index, Failure("error", "why")) for index in range(130)]
+    assert [len(list(read_bundle(row))) for row in bundles(empty, max_rows=3)] == [64, 64, 2]
+    assert not list(bundles([], max_rows=3))
 
 
 def test_tiny_shards_share_a_task_and_order_stays() -> None:
@@ -160,6 +181,17 @@ def test_commit_in_any_order_of_arrival_and_again_is_the_same(tmp_path: Path) ->
     assert commits[0] == commits[1]
     assert valid_commits(store, [shard]) == {shard.part: commits[0]}
     assert commits[0].counts == {"in": 9, "out": 7, "rejected": 1, "filtered": 1}
+
+
+def test_tallies_of_chunks_are_summed_beside_the_rows(tmp_path: Path) -> None:
+    store, shard = Store(tmp_path), make_shards(9)[0]
+    results = [
+        replace(result, tally={"words": 2 + result.index, "unknown": 1}) for result in run_steps(store, shard)
+    ]
+    counts = commit(store, shard, results_of(results_row(results)["results"][0].as_py())).counts
+    chunks = len(results)
+    assert counts["tally_words"] == 2 * chunks + sum(range(chunks)) and counts["tally_unknown"] == chunks
+    assert counts["in"] == counts["out"] + counts["rejected"] + counts["filtered"]
 
 
 @pytest.mark.parametrize("damage", ["note", "part", "shorter"])

@@ -29,7 +29,7 @@ from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.duplicates import BLOCK_ROWS, Groups, cosines, equal_groups, near_groups, num_pairs
 from zscmr_ray.schema import ROW_GROUP_ROWS, duplicates_schema
 from zscmr_ray.stages import StageResult
-from zscmr_ray.stages.plane.commit import write_part
+from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.verified_parts import verified_part
 from zscmr_ray.storage import Store
 

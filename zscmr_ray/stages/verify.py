@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from zscmr_ray.config.operator import OWN_CHECKPOINT
 from zscmr_ray.errors import DataError
 from zscmr_ray.lease import read_lease
-from zscmr_ray.manifest import Manifest, ShardRecord, read_manifest
+from zscmr_ray.manifest import TALLY, Manifest, ShardRecord, read_manifest
 from zscmr_ray.schema import SCHEMA_VERSION
 from zscmr_ray.stages import stage_directories
 from zscmr_ray.stages.verify_ids import IdPartitions
@@ -201,7 +201,9 @@ def _check_shard(shard: ShardRecord, rows: Mapping[str, int], named: set[str], r
     if sum(shard.rejected.values()) != counts["rejected"]:
         _find(report, f"shard {shard.key}: rejected by code", shard.rejected, f"{counts['rejected']} in all")
     sides = {
-        name: count for name, count in counts.items() if name not in {"in", "out", "rejected", "filtered"}
+        name: count
+        for name, count in counts.items()
+        if name not in {"in", "out", "rejected", "filtered"} and not name.startswith(TALLY)
     }
     wanted = {f"{side}/{shard.part}": count for side, count in sides.items()} or {shard.part: counts["out"]}
     if counts["rejected"]:

@@ -29,7 +29,8 @@ from zscmr_ray.stages.convert.foreign import SourceFacts
 from zscmr_ray.stages.convert.incoming import USED_COLUMNS, IncomingBatch, IncomingRows
 from zscmr_ray.stages.convert.layout import IMAGES, METADATA, TEXTS, NumberedFiles, map_vectors
 from zscmr_ray.stages.plane.chunks import RejectedRow, Shard
-from zscmr_ray.stages.plane.commit import Commit, commit_key, shard_fingerprint, write_part
+from zscmr_ray.stages.plane.commit import Commit, commit_key, shard_fingerprint
+from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.verified_parts import open_parquet
 from zscmr_ray.storage import Store
 

@@ -1,13 +1,14 @@
 """What flows between decode, encode and the driver: shards, chunks, results, and the Arrow rows that carry them.
 
-One row is one chunk, whatever it holds: Ray Data must neither split nor join chunks, because a chunk is the unit of
-encoding and with it of the output's bytes. Not the files of a stage: those are `staging.py` and `schema.py`.
+One row is a bundle: one chunk, or those of several tiny shards, each of which would otherwise cost a task. Ray Data must
+neither split nor join chunks, because a chunk is the unit of encoding and with it of the output's bytes. Not the files of
+a stage: those are `staging.py` and `schema.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ CHUNK_BYTES = 64 << 20
 # Shards of one decode task: many tiny ones share it, so that a task's fixed cost (about 10 ms) is paid once.
 TASK_BYTES = 64 << 20
 TASK_SHARDS = 256
+# Chunks of one bundle at the most. A shard of one row cost 27 ms when each chunk was an actor's task of its own.
+BUNDLE_CHUNKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,14 @@ class DecodedChunk:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """What a chunk became: one table per output directory, and the rows that could not be encoded."""
+    """What a chunk became: one table per output directory, the rows that could not be encoded, and what was counted.
+
+    A `tally` is of something other than rows (words without a vector); the manifest has its sum as `tally_<name>`.
+    """
 
     outputs: dict[str, pa.Table]
     rejects: tuple[RejectedRow, ...] = ()
+    tally: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class ChunkResult:
     sha256: str = ""
     failure: Failure | None = None
     effort: Effort = field(default=Effort(), compare=False)
+    tally: dict[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -139,7 +147,16 @@ def batch_shards(shards: Iterable[Shard]) -> list[list[Shard]]:
 
 # -- the Arrow rows ---------------------------------------------------------------------------------------
 
-_CHUNK_SCHEMA = pa.schema([("header", pa.string()), ("payload", pa.large_binary())])
+_BUNDLE_SCHEMA = pa.schema([("headers", pa.string()), ("payload", pa.large_binary())])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunk:
+    """A chunk, or a shard's failure, on its way to an encoder: what it is, and its rows as an Arrow IPC stream."""
+
+    header: dict[str, Any]
+    rows: pa.Buffer | None
+    num_rows: int = 0
 
 
 def task_row(shards: Iterable[Shard]) -> dict[str, str]:
@@ -152,8 +169,8 @@ def shards_of_task(batch: pa.Table) -> list[Shard]:
     return [Shard(**value) for row in batch["shards"].to_pylist() for value in json.loads(row)]
 
 
-def chunk_row(shard: Shard, index: int, chunk: DecodedChunk, effort: Effort | None = None) -> pa.Table:
-    """A chunk, and what it has cost so far, as a one-row table."""
+def pack_chunk(shard: Shard, index: int, chunk: DecodedChunk, effort: Effort | None = None) -> PackedChunk:
+    """Pack a chunk, with what it has cost so far."""
     header = {
         "part": shard.part,
         "key": shard.key,
@@ -164,42 +181,63 @@ def chunk_row(shard: Shard, index: int, chunk: DecodedChunk, effort: Effort | No
         "rejects": [asdict(reject) for reject in chunk.rejects],
         "effort": asdict(effort or Effort()),
     }
-    return _one_row(json.dumps(header), table_to_ipc(chunk.table))
+    return PackedChunk(header, table_to_ipc(chunk.table), chunk.table.num_rows)
 
 
-def failed_row(shard: Shard, index: int, failure: Failure) -> pa.Table:
-    """A shard that could not be read, as a one-row table that passes the encoder untouched."""
+def pack_failure(shard: Shard, index: int, failure: Failure) -> PackedChunk:
+    """Pack word of a shard that could not be read; it passes the encoder untouched."""
     header = {"part": shard.part, "key": shard.key, "index": index, "failure": asdict(failure)}
-    return _one_row(json.dumps(header), None)
+    return PackedChunk(header, None)
 
 
-def _one_row(header: str, payload: pa.Buffer | None) -> pa.Table:
-    # The payload's buffer becomes the column as it is: 40 MB a chunk are not copied once more.
-    size = 0 if payload is None else payload.size
-    offsets = pa.array([0, size], pa.int64()).buffers()[1]
-    validity = None if payload is not None else pa.py_buffer(b"\x00")
-    column = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), 1, [validity, offsets, payload or pa.py_buffer(b"")]
-    )
-    return pa.Table.from_arrays([pa.array([header], pa.string()), column], schema=_CHUNK_SCHEMA)
+def bundles(packed: Iterable[PackedChunk], *, max_rows: int) -> Iterator[pa.Table]:
+    """Bundle consecutive chunks while they have no more rows than one full chunk; a row, as a table, for each bundle."""
+    held: list[PackedChunk] = []
+    for chunk in packed:
+        if held and (
+            len(held) == BUNDLE_CHUNKS or sum(one.num_rows for one in held) + chunk.num_rows > max_rows
+        ):
+            yield bundle_row(held)
+            held = []
+        held.append(chunk)
+    if held:
+        yield bundle_row(held)
 
 
-def read_chunk_row(batch: pa.Table) -> tuple[dict[str, Any], pa.Table | None]:
-    """The header of a chunk row and its rows (None for a failed one), without copying them."""
-    assert batch.num_rows == 1, "one chunk is one block is one batch"
-    payload = batch["payload"][0]
-    table = ipc_to_table(payload.as_buffer()) if payload.is_valid else None
-    return json.loads(batch["header"][0].as_py()), table
+def bundle_row(packed: Sequence[PackedChunk]) -> pa.Table:
+    """A bundle as a one-row table."""
+    headers = [
+        chunk.header | {"rows_bytes": None if chunk.rows is None else chunk.rows.size} for chunk in packed
+    ]
+    rows = [chunk.rows for chunk in packed if chunk.rows is not None]
+    # The buffer of a single chunk becomes the column as it is: 40 MB are not copied once more.
+    payload = rows[0] if len(rows) == 1 else pa.py_buffer(b"".join(rows))
+    offsets = pa.array([0, payload.size], pa.int64()).buffers()[1]
+    column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, payload])
+    return pa.Table.from_arrays([pa.array([json.dumps(headers)], pa.string()), column], schema=_BUNDLE_SCHEMA)
 
 
-def result_row(result: ChunkResult) -> pa.Table:
-    """A result as a one-row table."""
-    return pa.table({"result": [json.dumps(asdict(result))]})
+def read_bundle(batch: pa.Table) -> Iterator[tuple[dict[str, Any], pa.Table | None]]:
+    """The header and the rows (None: a failure) of every chunk of a bundle, the rows not copied."""
+    assert batch.num_rows == 1, "one bundle is one block is one batch"
+    payload, start = batch["payload"][0].as_buffer(), 0
+    for header in json.loads(batch["headers"][0].as_py()):
+        size = header.pop("rows_bytes")
+        yield header, None if size is None else ipc_to_table(payload.slice(start, size))
+        start += size or 0
 
 
-def result_of(text: str) -> ChunkResult:
-    """Read a result row back."""
-    value = json.loads(text)
+def results_row(results: Iterable[ChunkResult]) -> pa.Table:
+    """The results of a bundle as a one-row table."""
+    return pa.table({"results": [json.dumps([asdict(result) for result in results])]})
+
+
+def results_of(text: str) -> list[ChunkResult]:
+    """Read a row of results back."""
+    return [_result_of(value) for value in json.loads(text)]
+
+
+def _result_of(value: dict[str, Any]) -> ChunkResult:
     failure, effort = value.pop("failure"), Effort(**value.pop("effort"))
     return ChunkResult(**value, failure=Failure(**failure) if failure else None, effort=effort)
 

@@ -8,7 +8,7 @@ lease commits nothing: the lease is looked at when a file is whole, just before 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,17 +16,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zscmr_ray.claim import Claim
 from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.lease import Fence
-from zscmr_ray.manifest import Manifest, PartRecord, ShardRecord, StageKey, hash_json, part_record
-from zscmr_ray.schema import PARQUET_OPTIONS, ROW_GROUP_ROWS
+from zscmr_ray.manifest import TALLY, Manifest, PartRecord, ShardRecord, StageKey, hash_json
 from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard
 from zscmr_ray.stages.plane.decode import failure_of
 from zscmr_ray.stages.plane.encode import REJECTED
+from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.staging import STAGING, read_chunk
 from zscmr_ray.storage import Store
 
@@ -83,6 +82,10 @@ class Commits:
             self.fence.check()
 
 
+# What became of the parts of one task, by name.
+CommitOutcomes = list[tuple[str, Commit | Failure]]
+
+
 def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Commit:
     """Write a shard's files from its staged chunks and note the commit; safe to repeat.
 
@@ -99,6 +102,10 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
         "rejected": rejects.num_rows,
         "filtered": sum(result.num_filtered for result in ordered),
     } | {name: count for name, count in sorted(rows.items()) if name}
+    tally: Counter[str] = Counter()
+    for result in ordered:
+        tally.update(result.tally)
+    counts |= {f"{TALLY}{name}": count for name, count in sorted(tally.items())}
     _check_conservation(shard, counts)
     files = []
     if rejects.num_rows:
@@ -122,8 +129,12 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
     return commit
 
 
-def try_commit(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Commit | Failure:
-    """Commit a part; what makes that impossible is returned, a lost lease raised."""
+def try_commits(to: Commits, work: Iterable[tuple[Shard, Sequence[ChunkResult]]]) -> CommitOutcomes:
+    """Commit parts; what makes that impossible for one is returned, a lost lease raised."""
+    return [(shard.part, _try_commit(to, shard, results)) for shard, results in work]
+
+
+def _try_commit(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Commit | Failure:
     try:
         return commit_part(to, shard, results)
     except RefusedError:
@@ -197,38 +208,6 @@ def clear_bookkeeping(store: Store) -> None:
     """Delete what a finished stage no longer needs (also after a kill between manifest and deletion)."""
     store.delete_tree(STAGING)
     store.delete_tree(COMMITS)
-
-
-def write_part(
-    store: Store, key: str, tables: Iterable[pa.Table], *, check: Callable[[], None] | None = None
-) -> PartRecord:
-    """Write tables of one schema as a parquet file of full row groups; bytes do not depend on where they were cut.
-
-    `check` is called when the file is whole and not yet visible; what it raises leaves no file.
-    """
-    rows = 0
-    iterator = iter(tables)
-    first = next(iterator)
-    with store.open_write(key) as file:
-        with pq.ParquetWriter(file, first.schema, **PARQUET_OPTIONS) as writer:
-            for group in _row_groups(first, iterator):
-                writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-                rows += group.num_rows
-        if check is not None:
-            check()
-    return part_record(store, key, rows=rows)
-
-
-def _row_groups(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    held = first
-    for table in rest:
-        held = pa.concat_tables([held, table])
-        while held.num_rows >= ROW_GROUP_ROWS:
-            yield held.slice(0, ROW_GROUP_ROWS).combine_chunks()
-            held = held.slice(ROW_GROUP_ROWS)
-    while held.num_rows:
-        yield held.slice(0, ROW_GROUP_ROWS).combine_chunks()
-        held = held.slice(ROW_GROUP_ROWS)
 
 
 def _tables(store: Store, ordered: Sequence[ChunkResult], name: str) -> Iterator[pa.Table]:

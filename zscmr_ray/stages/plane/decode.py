@@ -1,8 +1,8 @@
-"""The decode step: a generator that turns a batch of shards into chunk rows. Runs as Ray tasks; imports no torch.
+"""The decode step: a generator that turns a batch of shards into bundles of chunks. Runs as Ray tasks; imports no torch.
 
 Ray Data never retries an ordinary exception but aborts the whole job, and `max_errored_blocks` would drop chunks
-silently; so every exception becomes a `failed` row here. A crash of the worker is retried by Ray without end; the
-attempt after `max_failures` emits `failed` instead of reading the shard again.
+silently; so every exception becomes a failure in the stream here. A crash of the worker is retried by Ray without end; the
+attempt after `max_failures` emits a failure instead of reading the shard again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from zscmr_ray.errors import StorageError, ZscmrError
-from zscmr_ray.stages.plane.chunks import Failure, Shard, Source, chunk_row, failed_row, shards_of_task
+from zscmr_ray.stages.plane.chunks import (
+    Failure,
+    PackedChunk,
+    Shard,
+    Source,
+    bundles,
+    pack_chunk,
+    pack_failure,
+    shards_of_task,
+)
 from zscmr_ray.stages.plane.effort import timed_chunks
 from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt
 from zscmr_ray.storage import Store
@@ -23,30 +32,31 @@ STORAGE = "storage"
 
 
 class DecodeShards:
-    """Callable for `map_batches` over task rows."""
+    """Callable for `map_batches` over task rows; `chunk_rows` is how many rows a full chunk has."""
 
-    def __init__(self, source: Source, store: Store, *, max_failures: int) -> None:
-        self.source, self.store, self.max_failures = source, store, max_failures
+    def __init__(self, source: Source, store: Store, *, max_failures: int, chunk_rows: int) -> None:
+        self.source, self.store = source, store
+        self.max_failures, self.chunk_rows = max_failures, chunk_rows
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Yield the chunk rows of every shard of the task."""
-        for shard in shards_of_task(batch):
-            yield from self._shard(shard)
+        """Yield the chunks of every shard of the task, in bundles."""
+        packed = (chunk for shard in shards_of_task(batch) for chunk in self._shard(shard))
+        return bundles(packed, max_rows=self.chunk_rows)
 
-    def _shard(self, shard: Shard) -> Iterator[pa.Table]:
+    def _shard(self, shard: Shard) -> Iterator[PackedChunk]:
         index = 0
         try:
             attempts = note_attempt(self.store, shard.part, what=_DECODE)
             if attempts >= self.max_failures:
                 reason = f"its worker crashed {self.max_failures} times while reading it"
-                yield failed_row(shard, index, Failure("crashed", reason))
+                yield pack_failure(shard, index, Failure("crashed", reason))
                 return
             for chunk, effort in timed_chunks(self.source.read(shard)):
-                yield chunk_row(shard, index, chunk, effort)
+                yield pack_chunk(shard, index, chunk, effort)
                 index += 1
             clear_attempts(self.store, shard.part, what=_DECODE)
         except Exception as error:
-            yield failed_row(shard, index, failure_of(error))
+            yield pack_failure(shard, index, failure_of(error))
 
 
 def failure_of(error: Exception) -> Failure:

@@ -1,4 +1,4 @@
-"""The encode step: an actor that turns one chunk row at a time into staged tables and a small result row.
+"""The encode step: an actor that turns one bundle of chunks at a time into staged tables and a small row of results.
 
 The model is built once per actor with a fixed number of torch threads: results depend on it in the last bits.
 Exceptions are handled as in `decode.py`; if single rows are the cause, they are rejected and the rest is kept.
@@ -26,8 +26,8 @@ from zscmr_ray.stages.plane.chunks import (
     EncoderBuilder,
     Failure,
     RejectedRow,
-    read_chunk_row,
-    result_row,
+    read_bundle,
+    results_row,
 )
 from zscmr_ray.stages.plane.decode import failure_of
 from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt, write_chunk
@@ -41,7 +41,7 @@ NOT_BUILT = "not_built"
 
 
 class EncodeChunks:
-    """Callable class for `map_batches` over chunk rows, one per call."""
+    """Callable class for `map_batches` over bundles, one per call."""
 
     def __init__(self, build: EncoderBuilder, store: Store, *, max_failures: int, threads: int) -> None:
         self.store, self.max_failures = store, max_failures
@@ -56,16 +56,18 @@ class EncodeChunks:
             self._build_error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Encode one chunk, stage its tables, and say what they are."""
-        header, table = read_chunk_row(batch)
+        """Encode every chunk for itself, stage its tables, and say what they are."""
+        return results_row([self._result(header, table) for header, table in read_bundle(batch)])
+
+    def _result(self, header: dict[str, Any], table: pa.Table | None) -> ChunkResult:
         if self._build_error is not None:
-            return result_row(_failed(header, Failure(NOT_BUILT, error_to_json(self._build_error))))
+            return _failed(header, Failure(NOT_BUILT, error_to_json(self._build_error)))
         if table is None:
-            return result_row(_failed(header, Failure(**header["failure"])))
+            return _failed(header, Failure(**header["failure"]))
         try:
-            return result_row(self._encode(header, table))
+            return self._encode(header, table)
         except Exception as error:
-            return result_row(_failed(header, failure_of(error)))
+            return _failed(header, failure_of(error))
 
     def _encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
         part, index, what = header["part"], header["index"], f"encode-{header['index']:06d}"
@@ -97,6 +99,7 @@ class EncodeChunks:
             num_rejected=len(rejects),
             sha256=sha256,
             effort=effort,
+            tally=encoded.tally,
         )
 
 
@@ -129,7 +132,7 @@ def encode_or_isolate(encoder: Encoder, table: pa.Table, *, shard_key: str) -> E
         )
         for row in bad
     )
-    return EncodedChunk(kept.outputs, rejects + kept.rejects)
+    return EncodedChunk(kept.outputs, rejects + kept.rejects, kept.tally)
 
 
 def rejects_table(rejects: list[RejectedRow]) -> pa.Table:

@@ -34,11 +34,11 @@ class Ledger:
         self._rows += result.num_in
         self._effort = total(iter((self._effort, result.effort)))
 
-    def begin_commit(self, part: str) -> None:
-        """A commit is under way."""
+    def begin_commits(self, part: str) -> None:
+        """A task of commits is under way, known by its first part."""
         self._begun_s[part] = time.monotonic()
 
-    def end_commit(self, part: str) -> None:
+    def end_commits(self, part: str) -> None:
         """It has ended."""
         self._commit_s += time.monotonic() - self._begun_s.pop(part)
 

@@ -15,8 +15,8 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, result_of, task_row
-from zscmr_ray.stages.plane.commit import Commit, Commits, try_commit
+from zscmr_ray.stages.plane.chunks import ChunkResult, Shard, results_of, task_row
+from zscmr_ray.stages.plane.commit import CommitOutcomes, Commits, try_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import EncodeChunks
 from zscmr_ray.stages.plane.resources import Fleet, NodeResources, commits_at_once, fit_width, fleet_of
@@ -40,20 +40,27 @@ class RayExecutor:
 
     def __init__(self) -> None:
         self.max_commits = commits_at_once(ray.cluster_resources().get("CPU", 1))
-        self._task = ray.remote(num_cpus=0, max_retries=3)(try_commit)
-        self._running: dict[Any, str] = {}
+        self._task = ray.remote(num_cpus=0, max_retries=3)(try_commits)
+        self._running: list[Any] = []
 
     def fleet(self, job: PlaneJob) -> Fleet:
         """How wide the job runs here."""
-        return fleet_of(cluster_nodes(), job.plane, max_encoders=job.max_encoders)
+        return fleet_of(cluster_nodes(), job.plane, max_encoders=job.max_encoders, autoscales=job.autoscales)
 
-    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
-        """Stream the results of decode and encode, in whatever order they come."""
-        width = fit_width(cluster_nodes(), job.plane, max_encoders=job.max_encoders)
+    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[list[ChunkResult]]:
+        """Stream the results of decode and encode, a bundle at a time, in whatever order they come."""
+        width = fit_width(
+            cluster_nodes(), job.plane, max_encoders=job.max_encoders, autoscales=job.autoscales
+        )
         with _data_context():
             dataset = ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
             chunks = dataset.map_batches(
-                DecodeShards(job.source, staging, max_failures=job.plane.max_shard_failures).__call__,
+                DecodeShards(
+                    job.source,
+                    staging,
+                    max_failures=job.plane.max_shard_failures,
+                    chunk_rows=job.plane.chunk_rows,
+                ).__call__,
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=width.decode_cpus,
@@ -75,16 +82,16 @@ class RayExecutor:
                 num_gpus=job.plane.encoder_gpus,
             )
             for row in results.iter_rows():
-                yield result_of(row["result"])
+                yield results_of(row["results"])
 
-    def begin_commit(self, to: Commits, shard: Shard, results: list[ChunkResult]) -> None:
+    def begin_commits(self, to: Commits, work: list[tuple[Shard, list[ChunkResult]]]) -> None:
         """Start a task."""
-        self._running[self._task.remote(to, shard, results)] = shard.part
+        self._running.append(self._task.remote(to, work))
 
-    def ended_commits(self, *, wait: bool) -> list[tuple[str, Commit | Failure]]:
-        """The next commit that has ended, if there is one."""
-        done, _ = ray.wait(list(self._running), num_returns=1, timeout=None if wait else 0)
-        return [(self._running.pop(reference), ray.get(reference)) for reference in done]
+    def ended_commits(self, *, wait: bool) -> list[CommitOutcomes]:
+        """The next task of commits that has ended, if there is one."""
+        done, self._running = ray.wait(self._running, num_returns=1, timeout=None if wait else 0)
+        return [ray.get(reference) for reference in done]
 
 
 def cluster_nodes() -> list[NodeResources]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from zscmr_ray.errors import DataError
 from zscmr_ray.memory import peak_rss_bytes
-from zscmr_ray.stages.plane.chunks import ChunkResult, DecodedChunk, Shard, Source, result_of, task_row
+from zscmr_ray.stages.plane.chunks import ChunkResult, DecodedChunk, Shard, Source, results_of, task_row
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.effort import total
@@ -91,7 +91,9 @@ def probe_job(
         wanted = -(-num_rows // len(shards))
         for shard in shards:
             head = _Head(job.source, wanted)
-            results = _run_steps(DecodeShards(head, staging, max_failures=1), encode, shard)
+            results = _run_steps(
+                DecodeShards(head, staging, max_failures=1, chunk_rows=job.plane.chunk_rows), encode, shard
+            )
             if any(result.failure for result in results):
                 continue
             began_s, began_cpu_s = time.perf_counter(), time.process_time()
@@ -131,7 +133,7 @@ def _draw(shards: list[Shard], seed: int) -> list[Shard]:
 
 def _run_steps(decode: DecodeShards, encode: EncodeChunks, shard: Shard) -> list[ChunkResult]:
     rows = decode(pa.Table.from_pylist([task_row([shard])]))
-    results = [result_of(encode(row)["result"][0].as_py()) for row in rows]
+    results = [result for row in rows for result in results_of(encode(row)["results"][0].as_py())]
     for result in results:
         if result.failure is not None and result.failure.code == NOT_BUILT:
             raise error_from_json(result.failure.reason)

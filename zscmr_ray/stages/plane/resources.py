@@ -39,12 +39,17 @@ class Width:
 
 
 def fit_width(
-    nodes: Sequence[NodeResources], plane: PlaneSection, *, max_encoders: int | None = None
+    nodes: Sequence[NodeResources],
+    plane: PlaneSection,
+    *,
+    max_encoders: int | None = None,
+    autoscales: bool = False,
 ) -> Width:
     """Fit encoders to the nodes so that every node that hosts one still runs a decode task.
 
     `max_encoders` bounds the automatic number (small inputs are not worth more start-ups); `plane.num_encoders`
-    overrides it. Raises ConfigError when encoders need GPUs that no node has.
+    overrides it. On a cluster that autoscales `nodes` are only those of now: encoders that do not fit wait for more, and
+    `plane.num_encoders` says how many there may be. Raises ConfigError when encoders need GPUs that no node has.
 
     Two cores: two encoders of one thread hold about half a CPU each and leave one, two decode tasks.
 
@@ -58,13 +63,15 @@ def fit_width(
     Width(num_encoders=2, encoder_cpus=1.0, decode_cpus=0.5)
     >>> fit_width([NodeResources(0), NodeResources(4), NodeResources(4)], PlaneSection(num_encoders=3))
     Width(num_encoders=3, encoder_cpus=0.49, decode_cpus=0.5)
+    >>> fit_width([NodeResources(0)], PlaneSection(num_encoders=4, encoder_gpus=1), autoscales=True)
+    Width(num_encoders=4, encoder_cpus=0.49, decode_cpus=0.5)
     """
     # A node with less than one decode task's CPUs can still run smaller ones.
     largest_cpus = max((node.cpus for node in nodes), default=1.0) or 1.0
     decode_cpus = min(plane.decode_cpus, _floor(largest_cpus / 2))
     hosts = [(node, _capacity(node, plane)) for node in nodes if node.cpus > decode_cpus]
     hosts = [(node, capacity) for node, capacity in hosts if capacity]
-    if plane.encoder_gpus and not hosts:
+    if plane.encoder_gpus and not hosts and not autoscales:
         raise ConfigError(
             "encoders need GPUs that no node has",
             got=f"encoder_gpus={plane.encoder_gpus}, nodes with {[node.gpus for node in nodes]} GPUs",
@@ -72,8 +79,9 @@ def fit_width(
         )
     fitted = sum(capacity for _, capacity in hosts) or 1
     wanted = plane.num_encoders or min(fitted, max_encoders or fitted)
-    # More actors than fit are made to fit by smaller shares: Ray then places them, and threads oversubscribe.
-    crowding = max(1.0, wanted / fitted)
+    # More actors than fit are made to fit by smaller shares: Ray then places them, and threads oversubscribe. Where nodes
+    # come for those that wait, they keep their share.
+    crowding = 1.0 if autoscales else max(1.0, wanted / fitted)
     shares = [_share(node, capacity, plane, decode_cpus) / math.ceil(crowding) for node, capacity in hosts]
     share = min(shares, default=_floor(largest_cpus - decode_cpus))
     encoder_cpus = _floor(min(share, plane.encoder_threads))
@@ -104,14 +112,18 @@ class Fleet:
 
 
 def fleet_of(
-    nodes: Sequence[NodeResources], plane: PlaneSection, *, max_encoders: int | None = None
+    nodes: Sequence[NodeResources],
+    plane: PlaneSection,
+    *,
+    max_encoders: int | None = None,
+    autoscales: bool = False,
 ) -> Fleet:
     """What `fit_width` comes to on these nodes.
 
     >>> fleet_of([NodeResources(16)] * 2, PlaneSection())
     Fleet(num_nodes=2, cpus=32, num_encoders=32, encoder_threads=1, num_decoders=32, num_commits=4, has_gpus=False)
     """
-    width = fit_width(nodes, plane, max_encoders=max_encoders)
+    width = fit_width(nodes, plane, max_encoders=max_encoders, autoscales=autoscales)
     cpus = sum(node.cpus for node in nodes)
     left = cpus - width.num_encoders * width.encoder_cpus
     return Fleet(

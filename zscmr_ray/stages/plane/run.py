@@ -23,7 +23,7 @@ from zscmr_ray.stages.plane.chunks import (
     Source,
     batch_shards,
 )
-from zscmr_ray.stages.plane.commit import Commit, Commits, valid_commits
+from zscmr_ray.stages.plane.commit import Commit, CommitOutcomes, Commits, valid_commits
 from zscmr_ray.stages.plane.decode import STORAGE
 from zscmr_ray.stages.plane.encode import NOT_BUILT, error_from_json
 from zscmr_ray.stages.plane.estimates import Reporter, RowEstimate
@@ -43,7 +43,7 @@ class PlaneJob:
     """All that one run needs: where, what, how to read and how to encode; `observe` sees every result (benchmarks).
 
     `probe` is what an estimate was made of, for the run's end to compare. `redo_changed`: a shard's fingerprint is of its
-    contents, so that a retry may do changed ones again unasked.
+    contents, so that a retry may do changed ones again unasked. `autoscales`: nodes come while work waits for them.
     """
 
     stage: str
@@ -57,12 +57,13 @@ class PlaneJob:
     observe: Callable[[ChunkResult], None] | None = None
     probe: Probe | None = None
     redo_changed: bool = False
+    autoscales: bool = False
 
 
 class Executor(Protocol):
     """Runs the steps of a plane: `decode.py` and `encode.py` in any order, and `commit.py` beside them.
 
-    `max_commits` is how many shards may be in commit at once. Exceptions of a step are results (`Failure`); what is
+    `max_commits` is how many tasks of commits may be under way at once. Exceptions of a step are results (`Failure`); what is
     raised ends the run.
     """
 
@@ -72,16 +73,16 @@ class Executor(Protocol):
         """How much works at once on the job."""
         ...
 
-    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[ChunkResult]:
-        """Decode and encode every shard of the tasks, and yield what became of each chunk as it is there."""
+    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[list[ChunkResult]]:
+        """Decode and encode every shard of the tasks, and yield what became of its chunks, a bundle as it is there."""
         ...
 
-    def begin_commit(self, to: Commits, shard: Shard, results: list[ChunkResult]) -> None:
-        """Begin `commit.try_commit` for a shard whose chunks are all there."""
+    def begin_commits(self, to: Commits, work: list[tuple[Shard, list[ChunkResult]]]) -> None:
+        """Begin `commit.try_commits` for shards whose chunks are all there."""
         ...
 
-    def ended_commits(self, *, wait: bool) -> list[tuple[str, Commit | Failure]]:
-        """Parts whose commit has ended since the last call; `wait` for one when there is none."""
+    def ended_commits(self, *, wait: bool) -> list[CommitOutcomes]:
+        """What has ended since the last call, each as it was begun; `wait` for one when there is none."""
         ...
 
 
@@ -156,21 +157,23 @@ def _execute(
     arrived: dict[str, dict[int, ChunkResult]] = {}
     estimate = RowEstimate(list(shards.values()))
     with Progress(job.stage, total=estimate.total, unit="rows") as progress:
-        for result in executor.results(job, tasks, to.staging):
-            if result.failure is not None and result.failure.code == NOT_BUILT:
-                raise error_from_json(result.failure.reason)
-            if job.observe is not None:
-                job.observe(result)
-            chunks = arrived.setdefault(result.part, {})
-            if result.index not in chunks:
-                ledger.add(result)
-                progress.advance(result.num_in, note=f"{committer.num_done}/{len(shards)} shards")
-            chunks[result.index] = result
-            if _is_whole(chunks):
-                shard, whole = shards[result.part], list(arrived.pop(result.part).values())
-                total = estimate.after(shard, sum(result.num_in for result in whole))
-                progress.expect(max(total, progress.done))
-                committer.submit(shard, whole)
+        for bundle in executor.results(job, tasks, to.staging):
+            whole = []
+            for result in bundle:
+                if result.failure is not None and result.failure.code == NOT_BUILT:
+                    raise error_from_json(result.failure.reason)
+                if job.observe is not None:
+                    job.observe(result)
+                chunks = arrived.setdefault(result.part, {})
+                if result.index not in chunks:
+                    ledger.add(result)
+                    progress.advance(result.num_in, note=f"{committer.num_done}/{len(shards)} shards")
+                chunks[result.index] = result
+                if _is_whole(chunks):
+                    whole.append((shards[result.part], list(arrived.pop(result.part).values())))
+                    total = estimate.after(whole[-1][0], sum(result.num_in for result in whole[-1][1]))
+                    progress.expect(max(total, progress.done))
+            committer.submit(whole)
             reporter.report(progress, num_done=committer.num_done, num_failed=len(committer.outcome.failures))
         progress.expect(progress.done)
         outcome = committer.finish()
@@ -195,14 +198,18 @@ class _Committer:
     def num_done(self) -> int:
         return len(self.outcome.commits)
 
-    def submit(self, shard: Shard, results: list[ChunkResult]) -> None:
-        failed = [result for result in results if result.failure is not None]
-        if failed:
-            assert failed[0].failure is not None
-            self._fail(shard.part, failed[0].failure)
+    def submit(self, whole: list[tuple[Shard, list[ChunkResult]]]) -> None:
+        work = []
+        for shard, results in whole:
+            failures = [result.failure for result in results if result.failure is not None]
+            if failures:
+                self._fail(shard.part, failures[0])
+            else:
+                work.append((shard, results))
+        if not work:
             return
-        self._executor.begin_commit(self._to, shard, results)
-        self._ledger.begin_commit(shard.part)
+        self._executor.begin_commits(self._to, work)
+        self._ledger.begin_commits(work[0][0].part)
         self._num_running += 1
         self._collect(wait=self._num_running >= self._executor.max_commits)
 
@@ -212,15 +219,16 @@ class _Committer:
         return self.outcome
 
     def _collect(self, *, wait: bool) -> None:
-        for part, outcome in self._executor.ended_commits(wait=wait):
+        for outcomes in self._executor.ended_commits(wait=wait):
             self._num_running -= 1
-            self._ledger.end_commit(part)
-            if isinstance(outcome, Failure):
-                self._fail(part, outcome)
-            else:
-                self._num_storage_failures = 0
-                self.outcome.commits[part] = outcome
-                self._to.staging.delete_tree(shard_prefix(part))
+            self._ledger.end_commits(outcomes[0][0])
+            for part, outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    self._fail(part, outcome)
+                else:
+                    self._num_storage_failures = 0
+                    self.outcome.commits[part] = outcome
+                    self._to.staging.delete_tree(shard_prefix(part))
 
     def _fail(self, part: str, failure: Failure) -> None:
         self.outcome.failures[part] = failure
