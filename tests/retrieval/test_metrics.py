@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from zscmr_ray.errors import DataError
-from zscmr_ray.retrieval import chance, metrics, ordering
+from zscmr_ray.retrieval import chance, metrics, ordering, ranks
 from zscmr_ray.retrieval.relevance import Relevance, SameItem, membership
 
 
@@ -73,7 +73,8 @@ def test_ranking_matches_the_loops(
     multi: bool, coarse: bool, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ordering, "BLOCK_ELEMENTS", 150)  # several blocks, the last one short
-    monkeypatch.setattr(metrics, "FEW_RELEVANT", few)  # by sorting, by counting
+    monkeypatch.setattr(metrics, "SORT_ELEMENTS", 70)
+    monkeypatch.setattr(ranks, "FEW_HITS", few)  # by sorting, by counting
     query, gallery, relevance, ids = make_case(
         3, num_queries=17, num_gallery=40, num_classes=4, multi=multi, coarse=coarse
     )
@@ -103,8 +104,10 @@ def test_average_precision_agrees_with_scikit_learn() -> None:
     )
     found = metrics.ranking_metrics(query, gallery, relevance=relevance, gallery_ids=ids)
     for row in range(20):
-        expected = average_precision_score(relevance.rows(row, row + 1)[0], query[row] @ gallery.T)
-        assert found.average_precision_Q[row] == pytest.approx(expected)
+        right = np.zeros(60, bool)
+        right[relevance.hits(row, row + 1).column_H] = True
+        expected = average_precision_score(right, query[row] @ gallery.T)
+        assert found.average_precision_Q[row] == pytest.approx(expected, abs=1e-6, rel=0)
 
 
 def test_a_constant_scorer_scores_chance_whatever_the_row_order() -> None:
@@ -118,7 +121,7 @@ def test_a_constant_scorer_scores_chance_whatever_the_row_order() -> None:
     assert found.mean_average_precision == pytest.approx(expected, rel=0.15)
     # Row order would have leaked the classes: that is far outside the tolerance.
     leaked = metrics.rank_block(
-        ones[:, :1] @ ones[:, :1].T, relevance.rows(0, len(ids)), ties_N=np.arange(len(ids))
+        ones[:, :1] @ ones[:, :1].T, relevance.hits(0, len(ids)), ties_N=np.arange(len(ids))
     )
     assert leaked.mean_average_precision > 1.8 * expected
 
@@ -164,21 +167,22 @@ def test_first_hit_of_several_captions(coarse: bool) -> None:
         9, num_queries=12, num_gallery=36, num_classes=2, multi=False, coarse=coarse
     )
     owners = rng.integers(0, 14, 36)  # some queries own several rows, some none
-    ranks = metrics.first_hit_ranks(
+    places = metrics.first_hit_ranks(
         query, gallery, relevance=SameItem(np.arange(12), owners), gallery_ids=ids
     )
     for row in range(12):
         order = naive_order((query[row] @ gallery.T).tolist(), ids)
         own = [rank for rank, item in enumerate(order, start=1) if owners[item] == row]
-        assert ranks[row] == (own[0] if own else 0)
-    found = [rank for rank in ranks.tolist() if rank]
-    assert metrics.recall_at(ranks, (5,))[5] == pytest.approx(np.mean([rank <= 5 for rank in found]))
-    assert metrics.median_rank(ranks) == np.median(found)
+        assert places[row] == (own[0] if own else 0)
+    found = [rank for rank in places.tolist() if rank]
+    assert metrics.recall_at(places, (5,))[5] == pytest.approx(np.mean([rank <= 5 for rank in found]))
+    assert metrics.median_rank(places) == np.median(found)
 
 
 def test_own_counts_match_the_rows() -> None:
     rule = SameItem(np.array([3, 1, 9]), np.array([1, 1, 3, 4]))
-    assert rule.num_relevant().tolist() == rule.rows(0, 3).sum(1).tolist() == [1, 2, 0]
+    assert rule.num_relevant().tolist() == rule.hits(0, 3).num_B.tolist() == [1, 2, 0]
+    assert rule.hits(1, 3).column_H.tolist() == [0, 1]
     assert SameItem(np.array([3]), np.zeros(0, np.int64)).num_relevant().tolist() == [0]
 
 

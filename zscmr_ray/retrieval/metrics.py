@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zscmr_ray.retrieval.ordering import query_blocks, sort_keys, tie_ranks
-from zscmr_ray.retrieval.relevance import RelevanceRule
+from zscmr_ray.retrieval.ordering import SORT_ELEMENTS, query_blocks, tie_ranks
+from zscmr_ray.retrieval.ranks import hit_ranks
+from zscmr_ray.retrieval.relevance import Hits, RelevanceRule
 
 RECALL_LEVELS: npt.NDArray[np.float64] = np.linspace(0.0, 1.0, 21)
-
-FEW_RELEVANT = 8  # up to here, counting what is ahead of each hit beats a sort
 
 FloatArray = npt.NDArray[np.float32]
 Scores = Callable[[int, int], FloatArray]
@@ -80,10 +79,13 @@ def score_metrics(
 ) -> RankingMetrics:
     """Return what `ranking_metrics` does for scores that need not be inner products of vectors."""
     ties_N = tie_ranks(gallery_ids)
-    parts = [
-        rank_block(scores(start, stop), relevance.rows(start, stop), ties_N=ties_N)
-        for start, stop in query_blocks(num_queries, len(gallery_ids))
-    ]
+    parts = []
+    for start, stop in query_blocks(num_queries, len(gallery_ids)):
+        similarity_BN = scores(start, stop)
+        # What is worked on per hit is several times a cell: a few rows of the block at a time.
+        for first, last in query_blocks(stop - start, len(gallery_ids), num_cells=SORT_ELEMENTS):
+            hits = relevance.hits(start + first, start + last)
+            parts.append(rank_block(similarity_BN[first:last], hits, ties_N=ties_N))
     return join_blocks(parts)
 
 
@@ -92,16 +94,11 @@ def inner_products(query_QD: FloatArray, gallery_ND: FloatArray) -> Scores:
     return lambda start, stop: query_QD[start:stop] @ gallery_ND.T
 
 
-def rank_block(
-    similarity_BN: FloatArray, relevance_BN: npt.NDArray[np.bool_], *, ties_N: npt.NDArray[np.int64]
-) -> RankingMetrics:
-    """Return the metrics of one block of queries from its scores and relevance; `ties_N` from `tie_ranks`."""
-    num_queries = len(similarity_BN)
-    relevant_B = relevance_BN.sum(1, dtype=np.int64)
-    few = relevant_B.max(initial=0) <= FEW_RELEVANT
-    find_ranks = _ranks_by_counting if few else _ranks_by_sorting
-    row_H, rank_H = find_ranks(similarity_BN, relevance_BN, ties_N)
+def rank_block(similarity_BN: FloatArray, hits: Hits, *, ties_N: npt.NDArray[np.int64]) -> RankingMetrics:
+    """Return the metrics of one block of queries from its scores and its hits; `ties_N` from `tie_ranks`."""
+    rank_H = hit_ranks(similarity_BN, hits, ties_N=ties_N)
     # Only the hits are worked on from here: their count is what the class sizes make it, not N.
+    row_H, relevant_B = hits.row_H, hits.num_B
     first_B = np.cumsum(relevant_B) - relevant_B
     nth_H = np.arange(1, len(row_H) + 1) - first_B[row_H]
     precision_H = nth_H / rank_H
@@ -109,7 +106,7 @@ def rank_block(
     divisor_B = np.where(relevant_B > 0, relevant_B, np.nan)
 
     def per_query(values_H: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.bincount(row_H, values_H, minlength=num_queries) / divisor_B
+        return np.bincount(row_H, values_H, minlength=len(relevant_B)) / divisor_B
 
     return RankingMetrics(
         average_precision_Q=per_query(precision_H),
@@ -187,14 +184,14 @@ def first_hits(
 ) -> npt.NDArray[np.int64]:
     """Return what `first_hit_ranks` does for scores that need not be inner products of vectors."""
     ties_N = tie_ranks(gallery_ids)
-    worst = np.iinfo(np.int64).max
     ranks = [np.zeros(0, np.int64)]
     for start, stop in query_blocks(num_queries, len(gallery_ids)):
-        keys_BN = sort_keys(scores(start, stop), ties_N[None, :])
-        own_BN = relevance.rows(start, stop)
-        best_B = np.where(own_BN, keys_BN, worst).min(axis=1, initial=worst)
-        rank_B = 1 + (keys_BN < best_B[:, None]).sum(1, dtype=np.int64)
-        ranks.append(np.where(own_BN.any(1), rank_B, 0))
+        similarity_BN = scores(start, stop)
+        best = _best_hits(similarity_BN, relevance.hits(start, stop))
+        rank_B = np.zeros(stop - start, np.int64)
+        # Backwards: where several share the best score, the first of them is written last.
+        rank_B[best.row_H[::-1]] = hit_ranks(similarity_BN, best, ties_N=ties_N)[::-1]
+        ranks.append(rank_B)
     return np.concatenate(ranks)
 
 
@@ -220,33 +217,14 @@ def mean_of_defined(values_Q: npt.NDArray[np.float64]) -> float:
     return float(defined_Q.mean()) if len(defined_Q) else float("nan")
 
 
-def _ranks_by_sorting(
-    similarity_BN: FloatArray, relevance_BN: npt.NDArray[np.bool_], ties_N: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """Row and rank (from 1) of every hit, by row and rank: the relevance rides in the keys' lowest bit."""
-    keys_BN = sort_keys(similarity_BN, (ties_N << 1)[None, :] | relevance_BN)
-    keys_BN.sort(axis=1)
-    row_H, place_H = np.nonzero(keys_BN & 1)
-    return row_H, place_H + 1
-
-
-def _ranks_by_counting(
-    similarity_BN: FloatArray, relevance_BN: npt.NDArray[np.bool_], ties_N: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """The same for a few hits a row: counting what is ahead of each is several times cheaper than a sort."""
-    keys_BN = sort_keys(similarity_BN, ties_N[None, :])
-    row_H, column_H = np.nonzero(relevance_BN)
-    own_H = keys_BN[row_H, column_H]
-    order_H = np.lexsort((own_H, row_H))
-    row_H, own_H = row_H[order_H], own_H[order_H]
-    nth_H = np.arange(len(row_H)) - np.searchsorted(row_H, row_H)
-    rank_H = np.empty(len(row_H), np.int64)
-    for nth in range(nth_H.max(initial=-1) + 1):
-        chosen_H = nth_H == nth
-        rows = row_H[chosen_H]
-        keys = keys_BN if len(rows) == len(keys_BN) else keys_BN[rows]
-        rank_H[chosen_H] = 1 + np.count_nonzero(keys < own_H[chosen_H, None], axis=1)
-    return row_H, rank_H
+def _best_hits(similarity_BN: FloatArray, hits: Hits) -> Hits:
+    """Those hits of each row that have its highest score."""
+    own_H = similarity_BN[hits.row_H, hits.column_H]
+    best_B = np.full(len(hits.num_B), -np.inf, np.float32)
+    np.maximum.at(best_B, hits.row_H, own_H)
+    kept_H = own_H >= best_B[hits.row_H]
+    row_H = hits.row_H[kept_H]
+    return Hits(row_H, hits.column_H[kept_H], np.bincount(row_H, minlength=len(best_B)))
 
 
 def _interpolated(

@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 from zscmr_ray.errors import DataError
 
-BLOCK_ELEMENTS = 1_000_000  # similarity cells of one block: larger ones fall out of the cache
+# Similarity cells of one block, 64 MB: a product of few rows would be bound by reading the gallery again for each.
+BLOCK_ELEMENTS = 16_000_000
+# Cells that are sorted or ranked at once: larger arrays fall out of the cache.
+SORT_ELEMENTS = 1_000_000
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -37,14 +40,8 @@ def sort_keys(similarity_BN: FloatArray, low_BN: npt.NDArray[np.int64]) -> npt.N
 
     One integer sort is several times faster than an argsort and settles ties in the same pass.
     """
-    # The extremes tell: NaN is its own minimum. Everything below works in place, allocation costs more than arithmetic.
-    if similarity_BN.size and not np.isfinite([similarity_BN.min(), similarity_BN.max()]).all():
-        raise DataError(
-            "a similarity is not a finite number",
-            got=f"{int((~np.isfinite(similarity_BN)).sum())} NaN or infinite scores",
-            expected="finite vectors",
-            remedy="check the checkpoint: its training may have diverged",
-        )
+    require_finite(similarity_BN)
+    # Everything below works in place, allocation costs more than arithmetic.
     bits_BN = (similarity_BN + np.float32(0)).view(np.int32)  # + 0: -0.0 ties with 0.0
     # A float's bits order as a signed integer once the negatives' magnitude bits are flipped; ~ reverses.
     descending_BN = bits_BN >> 31
@@ -55,6 +52,18 @@ def sort_keys(similarity_BN: FloatArray, low_BN: npt.NDArray[np.int64]) -> npt.N
     keys_BN <<= 32
     keys_BN |= low_BN
     return keys_BN
+
+
+def require_finite(similarity_BN: FloatArray) -> None:
+    """Raise DataError if a score is NaN or infinite: it has no place in an order."""
+    # The extremes tell: NaN is its own minimum.
+    if similarity_BN.size and not np.isfinite([similarity_BN.min(), similarity_BN.max()]).all():
+        raise DataError(
+            "a similarity is not a finite number",
+            got=f"{int((~np.isfinite(similarity_BN)).sum())} NaN or infinite scores",
+            expected="finite vectors",
+            remedy="check the checkpoint: its training may have diverged",
+        )
 
 
 def top_hits(
@@ -72,7 +81,7 @@ def top_hits(
     row_of_tie_N = np.argsort(ties_N)
     rows = [np.zeros((0, kept), np.int64)]
     scores = [np.zeros((0, kept), np.float32)]
-    for start, stop in query_blocks(len(query_QD), len(gallery_ND)):
+    for start, stop in query_blocks(len(query_QD), len(gallery_ND), num_cells=SORT_ELEMENTS):
         similarity_BN = query_QD[start:stop] @ gallery_ND.T
         keys_BN = sort_keys(similarity_BN, ties_N[None, :])
         keys_BN.sort(axis=1)
@@ -82,8 +91,10 @@ def top_hits(
     return np.concatenate(rows), np.concatenate(scores)
 
 
-def query_blocks(num_queries: int, num_gallery: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of blocks of queries whose similarity cells fit BLOCK_ELEMENTS."""
-    step = max(1, BLOCK_ELEMENTS // max(1, num_gallery))
+def query_blocks(
+    num_queries: int, num_gallery: int, *, num_cells: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of blocks of queries whose similarity cells fit `num_cells` (none = BLOCK_ELEMENTS)."""
+    step = max(1, (num_cells or BLOCK_ELEMENTS) // max(1, num_gallery))
     for start in range(0, num_queries, step):
         yield start, min(start + step, num_queries)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval import chance, metrics
-from zscmr_ray.retrieval.ordering import query_blocks, tie_ranks
+from zscmr_ray.retrieval.ordering import SORT_ELEMENTS, query_blocks, tie_ranks
 from zscmr_ray.retrieval.protocol import ClassGroups
 from zscmr_ray.retrieval.relevance import Relevance, RelevanceRule, SameItem, membership
 from zscmr_ray.retrieval.scoring import label_block
@@ -180,9 +180,10 @@ def _score_direction(
     ties_N = tie_ranks(regions.gallery_ids)
     sums = dict.fromkeys(candidates, 0.0)
     relevant = []
-    for start, stop in query_blocks(len(regions.query_QD), len(regions.gallery_ND)):
-        right_BN = relevance.rows(start, stop)
-        relevant.append(right_BN.sum(1, dtype=np.int64))
+    num_queries, num_gallery = len(regions.query_QD), len(regions.gallery_ND)
+    for start, stop in query_blocks(num_queries, num_gallery, num_cells=SORT_ELEMENTS):
+        hits = relevance.hits(start, stop)
+        relevant.append(hits.num_B)
         region_BN = regions.query_QD[start:stop] @ regions.gallery_ND.T
         label_BN = {
             temperature: found.query_QD[start:stop] @ found.gallery_ND.T
@@ -192,7 +193,7 @@ def _score_direction(
             score_BN = np.float32(1.0 - weight) * region_BN
             if weight > 0:
                 score_BN += np.float32(weight) * label_BN[temperature]
-            ranked = metrics.rank_block(score_BN, right_BN, ties_N=ties_N)
+            ranked = metrics.rank_block(score_BN, hits, ties_N=ties_N)
             sums[weight, temperature] += float(np.nansum(ranked.average_precision_Q))
     relevant_Q = np.concatenate(relevant)
     asked = int((relevant_Q > 0).sum())
