@@ -13,8 +13,10 @@ from zscmr_ray import __version__
 from zscmr_ray.cli import directories, interop
 from zscmr_ray.cli import options as opt
 from zscmr_ray.cli.estimate import estimate, print_estimate
+from zscmr_ray.cli.export import export
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
 from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
+from zscmr_ray.cli.submit import submit
 
 app = typer.Typer(
     name="zscmr",
@@ -204,6 +206,8 @@ app.command()(directories.status)
 app.command()(directories.verify)
 app.command()(interop.convert)
 app.command()(interop.duplicates)
+app.command()(export)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit)
 
 
 @config_app.command("explain")

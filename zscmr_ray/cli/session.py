@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from zscmr_ray.config import RaySection
 from zscmr_ray.errors import ConfigError, ZscmrError
@@ -35,6 +38,14 @@ RAY_ENVIRONMENT = {
 
 INTERRUPTED = 130
 INTERRUPTED_TEXT = "interrupted: run the same command again and it goes on where it stopped"
+
+
+class Interrupted(SystemExit):
+    """Ends a command with 130, and says something else than that it goes on when it is run again."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(INTERRUPTED)
+        self.text = text
 
 
 def prepare_environment() -> None:
@@ -81,9 +92,29 @@ def ray_session(section: RaySection) -> Iterator[None]:
             remedy="`ray status --address ...` must answer, and RAY_AUTH_MODE=token be set on both sides",
         ) from error
     try:
-        yield
+        # Again: Ray's own handler, set by init, would end the command with the signal's number.
+        with sigterm_interrupts():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, a scheduler, `kill`) ends the block as Ctrl-C does: what is held is given back, 130."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        # None: a handler that was not set from Python, and cannot be set back from it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
@@ -92,11 +123,12 @@ def exit_code_of(command: Callable[[], object]) -> int:
     0 ok, 1 failed, 2 usage or configuration, 3 data, 4 refused, 130 interrupted with resumable state.
     """
     try:
-        command()
+        with sigterm_interrupts():
+            command()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code == INTERRUPTED:
-            print(INTERRUPTED_TEXT, file=sys.stderr)
+            print(getattr(end, "text", INTERRUPTED_TEXT), file=sys.stderr)
         return code
     except KeyboardInterrupt:
         print(INTERRUPTED_TEXT, file=sys.stderr)

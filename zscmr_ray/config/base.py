@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,3 +46,19 @@ def affects_of(info: Any) -> str | None:
     """What a pydantic field affects, or None when it does not say."""
     extra = info.json_schema_extra
     return extra.get("affects") if isinstance(extra, dict) else None
+
+
+def without_places(dumped: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+    """A section's dumped values without the fields that say only where things are; unknown keys stay.
+
+    For what is published: folders, buckets and addresses of a run are nobody else's business.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in dumped.items():
+        info = section.model_fields.get(name)
+        inner = info.annotation if info is not None else None
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Section):
+            kept[name] = without_places(value, inner)
+        elif info is None or affects_of(info) != "place":
+            kept[name] = value
+    return kept

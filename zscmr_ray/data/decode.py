@@ -82,17 +82,36 @@ def decode_image(
 
     Raises ImageRejected for bytes that are no usable image, ConfigError for an unknown interpolation.
     """
-    if interpolation not in _INTERPOLATIONS:
-        raise ConfigError("unknown interpolation", got=interpolation, expected=", ".join(_INTERPOLATIONS))
+    # Before the decoding: an unknown name is the configuration's fault, whatever the bytes are.
+    resampling = _resampling(interpolation)
     image, is_upright_rgb_jpeg = load_rgb(data, max_pixels=max_pixels)
     width, height = image.size
     box = crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction, fit=fit)
-    crop = image.resize((size_px, size_px), _INTERPOLATIONS[interpolation], box=box)
+    crop = image.resize((size_px, size_px), resampling, box=box)
     thumbnail = None
     if thumbnail_px is not None:
         is_small = max(width, height) <= thumbnail_px and len(data) <= _MAX_REUSED_BYTES
         thumbnail = data if is_small and is_upright_rgb_jpeg else _thumbnail(image, thumbnail_px)
     return DecodedImage(np.asarray(crop), thumbnail, width, height)
+
+
+def crop_pixels(
+    image: Image.Image, *, size_px: int, crop_fraction: float, interpolation: str, fit: Fit = "crop"
+) -> npt.NDArray[np.uint8]:
+    """Return the pixels [size, size, 3] that `decode_image` gives for the file this picture was opened from.
+
+    Raises ImageRejected for a picture that cannot be loaded, ConfigError for an unknown interpolation.
+    """
+    resampling = _resampling(interpolation)
+    try:
+        upright = _upright_rgb(image)
+    except (ImageRejected, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
+        raise ImageRejected(RejectCode.UNDECODABLE_IMAGE, reason) from error
+    box = crop_box(*upright.size, size_px=size_px, crop_fraction=crop_fraction, fit=fit)
+    return np.asarray(upright.resize((size_px, size_px), resampling, box=box))
 
 
 def crop_box(
@@ -138,20 +157,30 @@ def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
         raise ImageRejected(
             RejectCode.TOO_MANY_PIXELS, f"{width} x {height}, at most {MAX_SIDE_PX} on a side"
         )
-    is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
+    was_upright_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
     # Hostile or broken bytes raise nearly anything inside the decoders, SyntaxError and struct.error included.
     try:
-        image.load()
-        orientation = _orientation(image)
-        image = _to_rgb(image)
+        upright = _upright_rgb(image)
     except (ImageRejected, MemoryError):
         raise
     except Exception as error:
         _reject_undecodable(data, error)
+    return upright, was_upright_rgb_jpeg and upright is image
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Load, convert to 8-bit RGB and turn upright; the image itself where it was so already."""
+    image.load()
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
     turn = _TURNS.get(orientation)
-    if turn is not None:
-        image = image.transpose(turn)
-    return image, is_rgb_jpeg and turn is None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _resampling(interpolation: str) -> Image.Resampling:
+    if interpolation not in _INTERPOLATIONS:
+        raise ConfigError("unknown interpolation", got=interpolation, expected=", ".join(_INTERPOLATIONS))
+    return _INTERPOLATIONS[interpolation]
 
 
 def _open(data: bytes) -> Image.Image:

@@ -92,15 +92,21 @@ def find_model(name: str, *, own: Store) -> ModelPlace:
         folder = Path(name.removeprefix(HUGGING_FACE_PREFIX))
         # Absolute: the index remembers it, and the service may start elsewhere.
         return ModelPlace(f"{HUGGING_FACE_PREFIX}{folder.resolve()}" if folder.is_dir() else name, None)
-    for store in (Store(name), Store(name).child("checkpoint")):
-        if store.exists(META):
-            return ModelPlace(store.uri, store)
+    store = find_checkpoint(name)
+    if store is not None:
+        return ModelPlace(store.uri, store)
     raise ConfigError(
         "no such model",
         got=f"embed.model={name}: no {META} in it, nor in checkpoint/ below it",
         expected="`checkpoint`, a run or its checkpoint/ (folder or URI), or hf:<id or folder>",
         remedy="--set embed.model=runs/<run>, or hf:openai/clip-vit-base-patch32",
     )
+
+
+def find_checkpoint(name: str) -> Store | None:
+    """The checkpoint at a folder or URI, or in `checkpoint/` below it."""
+    candidates = (Store(name), Store(name).child("checkpoint"))
+    return next((store for store in candidates if store.exists(META)), None)
 
 
 def read_facts(place: ModelPlace) -> ModelFacts:

@@ -108,6 +108,7 @@ def fit(job: Any) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from zscmr_ray.engine.collectives import choose_backend
+    from zscmr_ray.stages.interruptible import interruptible
     from zscmr_ray.stages.remote_lines import printed_lines
     from zscmr_ray.stages.train_loop import train_loop
 
@@ -131,7 +132,7 @@ def fit(job: Any) -> dict[str, Any]:
         with printed_lines() as stream:
             loop_config = {"job": replace(job, stream=stream)}
             trainer = TorchTrainer(train_loop, train_loop_config=loop_config, **settings)
-            returned = trainer.fit().return_value
+            returned = interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         raise cause_of(error) from error
     finally:
