@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from zscmr_ray.data.coco_classes import name_matcher
 from zscmr_ray.data.splits import ClassSplit, SplitRule
 from zscmr_ray.schema import Partition
+
+if TYPE_CHECKING:
+    from zscmr_ray.data.pairs import PairFeatures
 
 RULE_COLUMNS = ("labels", "captions", "partition")
 NO_CLASS = "no class"
@@ -53,6 +56,14 @@ def rule_table(table: pa.Table, split: ClassSplit) -> pa.Table:
     ruled = dominant_labels(labels, captions, partition, split)
     place = table.schema.get_field_index("labels")
     return table.set_column(place, "labels", pa.array(ruled.labels, pa.list_(pa.string())))
+
+
+def rule_features(features: PairFeatures, split: ClassSplit) -> PairFeatures:
+    """Features in memory with the labels that count under the split."""
+    if split.rule != "dominant":
+        return features
+    ruled = dominant_labels(features.labels, features.captions, features.partition.tolist(), split)
+    return replace(features, labels=ruled.labels)
 
 
 def dominant_labels(
