@@ -64,35 +64,35 @@ def watch(driver: Driver, config: Config, *, seconds: float, every_s: float) -> 
     return found
 
 
-def slopes(samples: Samples, *, seconds: float) -> dict[int, float]:
-    """Growth over the last half in a fraction a minute, of every process that was there for all of it."""
+def growth(samples: Samples, *, seconds: float) -> dict[int, tuple[float, float]]:
+    """Of every process that was there for all of the last half: MB a minute, and the same as a fraction."""
     half, found = seconds / 120, {}
     for pid, points in samples.items():
         late = np.array([point for point in points if point[0] >= half])
         if points[0][0] < half and len(late) > 2 and late[-1, 0] > 0.95 * seconds / 60:
             slope, _ = np.polyfit(late[:, 0], late[:, 1], 1)
-            found[pid] = slope / late[:, 1].mean()
+            found[pid] = slope / 1024, slope / late[:, 1].mean()
     return found
 
 
-def run_and_measure(root: Path, *, num_shards: int, seconds: float) -> dict[int, float]:
+def run_and_measure(root: Path, *, num_shards: int, seconds: float) -> list[tuple[float, float]]:
     config = endless(root, num_shards=num_shards)
     with driving("embed", config, log=root / "log") as driver:
         samples = watch(driver, config, seconds=seconds, every_s=max(0.5, seconds / 600))
         names = {pid: driver.name(pid) for pid in samples}
-    found = slopes(samples, seconds=seconds)
-    for pid, slope in found.items():
-        print(f"{names[pid]}: {samples[pid][-1][1] >> 10} MB, {slope:+.4%} a minute")
+    found = growth(samples, seconds=seconds)
+    for pid, (mb, fraction) in found.items():
+        print(f"{names[pid]}: {samples[pid][-1][1] >> 10} MB, {mb:+.2f} MB = {fraction:+.4%} a minute")
     # The driver, and at the least one encoder and one decode worker.
     assert len(found) >= 3
-    return found
+    return list(found.values())
 
 
 @pytest.mark.timeout(300)
 def test_no_process_grows_in_a_minute(tmp_path: Path) -> None:
-    """A leak of a chunk's pixels (10 MB every chunk) would be hundreds of percent here; caches still fill up."""
+    """A process that kept the 10 MB of each chunk would grow by gigabytes; one that starts its work may by 100 MB."""
     found = run_and_measure(tmp_path, num_shards=3_000, seconds=40)
-    assert max(found.values()) < 0.25
+    assert max(mb for mb, _ in found) < 600
 
 
 @pytest.mark.long
@@ -100,4 +100,4 @@ def test_no_process_grows_in_a_minute(tmp_path: Path) -> None:
 def test_no_process_grows_in_twenty_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         found = run_and_measure(tmp_path, num_shards=60_000, seconds=1200)
-    assert max(found.values()) < 0.01
+    assert max(fraction for _, fraction in found) < 0.01
