@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from zscmr_ray import __version__
-from zscmr_ray.cli import directories, interop
+from zscmr_ray.cli import cluster, directories, interop
 from zscmr_ray.cli import options as opt
+from zscmr_ray.cli.doctor import doctor
 from zscmr_ray.cli.estimate import estimate, print_estimate
 from zscmr_ray.cli.export import export
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
@@ -202,6 +203,9 @@ def demo(
 
 
 app.command()(estimate)
+app.command()(doctor)
+app.command()(cluster.up)
+app.command()(cluster.down)
 app.command()(directories.status)
 app.command()(directories.verify)
 app.command()(interop.convert)

@@ -22,6 +22,11 @@ class RaySection(Section):
     num_cpus: int | None = setting(
         None, "speed", "logical CPUs of a Ray started here; none = all cores", ge=1
     )
+    autoscales: bool = setting(
+        False,
+        "speed",
+        "the cluster adds nodes while work waits: encoders and training workers are not limited to what it has now",
+    )
     namespace: str = setting("zscmr", "place", "Ray namespace of the serving application and its actors")
     dashboard_port: int | None = setting(
         None, "place", "dashboard port (loopback) of a Ray started here; none = no dashboard", ge=1, le=65535

@@ -145,13 +145,18 @@ def fit(job: Any) -> dict[str, Any]:
 def check_cluster(config: Config, resources: dict[str, float]) -> None:
     """Refuse more workers than the cluster can hold: Ray Train would wait for them without end."""
     name = "GPU" if config.train.use_gpu else "CPU"
-    if resources.get(name, 0) < config.train.num_workers:
+    if resources.get(name, 0) >= config.train.num_workers:
+        return
+    if not config.ray.autoscales:
         raise ConfigError(
             f"more training workers than {name}s",
             got=f"train.num_workers={config.train.num_workers}, {resources.get(name, 0):g} {name}s in the cluster",
             expected=f"at most one worker per {name}",
-            remedy="lower train.num_workers, or join a larger cluster with --address",
+            remedy="lower train.num_workers, join a larger cluster with --address, or say ray.autoscales=true of one that "
+            "adds nodes by itself",
         )
+    waiting = f"{config.train.num_workers} workers wait for {name}s ({resources.get(name, 0):g} now)"
+    print(f"{STAGE}: {waiting}: the cluster adds nodes", file=sys.stderr)
 
 
 def cause_of(error: Exception) -> ZscmrError:

@@ -68,4 +68,5 @@ def embed_job(config: Config, plan: EmbedPlan) -> PlaneJob:
         max_encoders=plan.max_encoders,
         # Parts of pairs are known by their checksums, raw shards by their ETag or time only.
         redo_changed=plan.raw is None,
+        autoscales=config.ray.autoscales,
     )

@@ -99,6 +99,7 @@ def preprocess_job(config: Config, plan: PreprocessPlan) -> PlaneJob:
         source=source,
         build_encoder=BuildPairEncoder(section, provenance, config.data.modality),
         plane=section,
+        autoscales=config.ray.autoscales,
     )
 
 
