@@ -66,8 +66,27 @@ class DataSection(Section):
     pairs_uri: str | None = setting(
         None, "place", "pairs/ of another run, for several trainings on the same pairs; none = this run's"
     )
-    format: Literal["auto", "webdataset", "parquet", "jsonl", "csv", "folder", "class_folder"] = setting(
-        "auto", "output", "shard format; auto = by file extension"
+    format: Literal[
+        "auto",
+        "webdataset",
+        "parquet",
+        "jsonl",
+        "csv",
+        "folder",
+        "class_folder",
+        "wikipedia",
+        "wikipedia_features",
+        "pascal_sentence",
+        "xmedia",
+        "nuswide",
+        "nuswide10k",
+        "coco",
+        "karpathy",
+        "flickr",
+    ] = setting(
+        "auto",
+        "output",
+        "shard format; auto = by file extension; from wikipedia on: a dataset's own layout (docs/datasets.md)",
     )
     modality: Literal["pairs", "image", "text"] = setting(
         "pairs",
@@ -75,6 +94,12 @@ class DataSection(Section):
         "what a row must have: an image and a caption; an image (captions are not read); a caption (images are not read)",
     )
     columns: ColumnsSection = nested(ColumnsSection, "column mapping")
+    caption_classes: Literal["none", "coco"] = setting(
+        "none",
+        "output",
+        "coco = an item's classes are those of COCO that two of its captions name or more, the most often named first "
+        "(Flickr has no classes); labels of the input are not read",
+    )
     label_separator: str | None = setting(
         None, "output", "splits one label string into several classes; none = never"
     )
@@ -94,10 +119,18 @@ class DataSection(Section):
 class SplitSection(Section):
     """Which classes are seen in training (part of train's hash, not of preprocess's)."""
 
-    kind: Literal["even_odd", "ratio", "random", "explicit", "none"] = setting(
+    kind: Literal["even_odd", "ratio", "random", "explicit", "coco_48_17", "coco_65_15", "none"] = setting(
         "even_odd",
         "output",
-        "class split: class c (0-based) unseen iff even; every n-th; random by seed; by name; none",
+        "class split: class c (0-based) unseen iff even; every n-th; random by seed; by name; the published ones of COCO; "
+        "none",
+    )
+    rule: Literal["auto", "all_labels", "dominant"] = setting(
+        "auto",
+        "output",
+        "what an item of several classes is: all_labels = of a group when all its classes are; dominant = of its first "
+        "class, and trained on only if it shows no unseen class and no caption names one; auto = dominant for the splits "
+        "of COCO, else all_labels",
     )
     unseen_fraction: float = setting(0.5, "output", "share of the classes that is unseen", gt=0, lt=1)
     seed: int = setting(

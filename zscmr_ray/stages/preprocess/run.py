@@ -10,9 +10,11 @@ from zscmr_ray.claim import Update
 from zscmr_ray.config import Config
 from zscmr_ray.manifest import Manifest, StageKey, input_fingerprint
 from zscmr_ray.stages import StageResult, stage_store
-from zscmr_ray.stages.plane.chunks import Shard
+from zscmr_ray.stages.plane.chunks import EncoderBuilder, Shard, Source
 from zscmr_ray.stages.plane.directory import run_directory
-from zscmr_ray.stages.shards.inputs import find_input, find_shards
+from zscmr_ray.stages.preprocess import features
+from zscmr_ray.stages.preprocess.coverage import coverage_line
+from zscmr_ray.stages.shards.inputs import find_input, find_listed
 from zscmr_ray.stages.shards.source import PixelSpec, ShardSource
 from zscmr_ray.storage import Store
 
@@ -53,6 +55,8 @@ def run_preprocess(
     )
     if not skipped:
         _print_rejects(manifest)
+        if config.data.caption_classes != "none":
+            print(f"{STAGE}: {coverage_line(store, manifest)}", file=sys.stderr)
     return _result(store, manifest, skipped=skipped)
 
 
@@ -62,14 +66,21 @@ def plan_preprocess(config: Config) -> PreprocessPlan:
     from zscmr_ray.stages.preprocess.encoder import describe_backbones
 
     store, files = find_input(config.data.input_uri)
-    info = describe_backbones(config.preprocess, config.data.modality)
+    found = find_listed(files, config.data, store=store)
+    _print_layout(found.facts)
+    is_features = config.data.format == features.FORMAT
+    info = (
+        features.describe_features(config.data)
+        if is_features
+        else describe_backbones(config.preprocess, config.data.modality)
+    )
     key = StageKey(
         stage=STAGE,
         config=config.stage_config("data", STAGE)
         | {name: info[name]["weights_sha256"] for name in ("image_backbone", "text_backbone") if info[name]},
         input_fingerprint=input_fingerprint(files),
     )
-    return PreprocessPlan(store, find_shards(files, config.data), info, key)
+    return PreprocessPlan(store, found.shards, info | found.facts, key)
 
 
 def preprocess_job(config: Config, plan: PreprocessPlan) -> PlaneJob:
@@ -82,8 +93,29 @@ def preprocess_job(config: Config, plan: PreprocessPlan) -> PlaneJob:
         from zscmr_ray.stages.shards.cap import cap_classes
 
         shards = cap_classes(plan.input, config.data, shards, stage=STAGE, cpus=section.decode_cpus)
-    spec = info["image_backbone"]["spec"] if info["image_backbone"] else None
-    source = ShardSource(
+    provenance = {"stage": STAGE, "config_hash": plan.key.config_hash} | _provenance(info)
+    build: EncoderBuilder = BuildPairEncoder(section, provenance, config.data.modality)
+    source: Source = _pixel_source(config, plan)
+    if config.data.format == features.FORMAT:
+        source, build = (
+            features.FeatureSource(plan.input, config.data),
+            features.BuildFeaturePairs(provenance),
+        )
+    return PlaneJob(
+        stage=STAGE,
+        store=stage_store(config, STAGE),
+        shards=shards,
+        source=source,
+        build_encoder=build,
+        plane=section,
+        autoscales=config.ray.autoscales,
+    )
+
+
+def _pixel_source(config: Config, plan: PreprocessPlan) -> ShardSource:
+    section, image = config.preprocess, plan.info["image_backbone"]
+    spec = image["spec"] if image else None
+    return ShardSource(
         input=plan.input,
         data=config.data,
         pixels=PixelSpec(spec["size_px"], spec["crop_fraction"], spec["interpolation"]) if spec else None,
@@ -91,24 +123,27 @@ def preprocess_job(config: Config, plan: PreprocessPlan) -> PlaneJob:
         thumbnail_px=section.thumbnail_px,
         keep_images=section.keep_images,
     )
-    provenance = {"stage": STAGE, "config_hash": plan.key.config_hash} | _provenance(info)
-    return PlaneJob(
-        stage=STAGE,
-        store=stage_store(config, STAGE),
-        shards=shards,
-        source=source,
-        build_encoder=BuildPairEncoder(section, provenance, config.data.modality),
-        plane=section,
-        autoscales=config.ray.autoscales,
-    )
 
 
 def _provenance(info: dict[str, object]) -> dict[str, object]:
-    """The manifest's facts that also stand in every file: all but the long list of class names."""
+    """The manifest's facts that also stand in every file: all but the long list of class names and a layout's counts."""
+    info = {name: value for name, value in info.items() if name != "layout"}
     teacher = info["teacher"]
     if isinstance(teacher, dict):
         teacher = {name: value for name, value in teacher.items() if name != "class_names"}
     return info | {"teacher": teacher}
+
+
+def _print_layout(facts: dict[str, Any]) -> None:
+    if not facts:
+        return
+    layout = facts["layout"]
+    listed = ", ".join(f"{count} in {group}" for group, count in layout["rows"].items())
+    print(f"{STAGE}: {layout['name']}: {listed}", file=sys.stderr)
+    for reason, count in layout["left_out"].items():
+        print(f"{STAGE}: {layout['name']}: left out {count}: {reason}", file=sys.stderr)
+    for remark in layout["remarks"]:
+        print(f"{STAGE}: {layout['name']}: {remark}", file=sys.stderr)
 
 
 def _print_rejects(manifest: Manifest) -> None:

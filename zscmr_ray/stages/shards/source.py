@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from zscmr_ray.config import DataSection
 from zscmr_ray.data.captions import clean_captions, mask_class_words
+from zscmr_ray.data.coco_classes import caption_classes
 from zscmr_ray.data.decode import Fit, decode_image
+from zscmr_ray.data.layouts import LAYOUTS, read_layout
 from zscmr_ray.data.readers import read_shard
 from zscmr_ray.data.records import NOT_READ, PAIR_FIELDS, Columns, Field, Record, Reject, RowRejected
 from zscmr_ray.data.splits import instance_partition
@@ -105,8 +107,10 @@ def admitted(
     Raises DataError for an unreadable container.
     """
     seen: set[str] = set()
-    rows = read_shard(
-        spec_of(shard),
+    spec = spec_of(shard)
+    read = read_layout if spec.format in LAYOUTS else read_shard
+    rows = read(
+        spec,
         timed_open(store),
         columns_of(data),
         with_images=with_images and data.modality != "text",
@@ -139,14 +143,15 @@ def columns_of(data: DataSection) -> Columns:
 def _item(record: Record, data: DataSection, shard_key: str) -> Item:
     cleaned = clean_captions(record.captions) if data.modality != "image" else ()
     captions = cleaned
+    labels = caption_classes(cleaned) if data.caption_classes == "coco" else record.labels
     if data.mask_class_words:
-        captions = clean_captions(mask_class_words(caption, record.labels) for caption in cleaned)
+        captions = clean_captions(mask_class_words(caption, labels) for caption in cleaned)
     captions = clean_captions(caption[: data.max_caption_chars] for caption in captions)[: data.max_captions]
     if not captions and data.modality != "image":
         reason = "only words of the row's own classes" if cleaned else "no caption with text"
         raise RowRejected(RejectCode.EMPTY_CAPTION, reason)
     item_id = record.item_id(shard_key)
-    return Item(item_id, captions, record.labels, record.partition or instance_partition(item_id))
+    return Item(item_id, captions, labels, record.partition or instance_partition(item_id))
 
 
 @dataclass(frozen=True, slots=True)
