@@ -203,6 +203,21 @@ def test_a_chunk_without_rows_still_has_the_schema(tmp_path: Path) -> None:
     np.testing.assert_allclose(first, second, rtol=2e-3, atol=2e-3)
 
 
+def test_words_without_a_vector_are_counted(tmp_path: Path) -> None:
+    config = corpus_config(folder(tmp_path, 3))
+    (chunk,) = read(config)
+    (tmp_path / "glove.txt").write_text("a 1 2\npicture 3 4\nof 5 6\n")
+    words = load_text_backbone(f"words:{tmp_path / 'glove.txt'}", max_tokens=16)
+    made = PairEncoder(load_image_backbone("tiny"), words, config.preprocess, {})
+    encoded = made.encode(chunk.table)
+    captions = [caption for row in chunk.table["captions"].to_pylist() for caption in row]
+    known = sum(word in ("a", "picture", "of") for caption in captions for word in caption.split())
+    total = sum(len(caption.split()) for caption in captions)
+    assert 0 < known < total
+    assert encoded.tally == {"words": total, "words_unknown": total - known}
+    assert encoder(config).encode(chunk.table).tally == {}
+
+
 def test_without_a_teacher_there_are_no_priors(tmp_path: Path) -> None:
     config = corpus_config(folder(tmp_path, 2), preprocess={"teacher": "none"})
     (chunk,) = read(config)

@@ -112,6 +112,17 @@ def test_rows_that_do_not_add_up_name_the_shard(store: Store) -> None:
     assert any("manifest.json: counts" in text for text in found)
 
 
+def test_tallies_are_no_rows_and_their_sums_are_checked(store: Store) -> None:
+    def tally(value: dict[str, Any], total: int) -> None:
+        value["shards"][0]["counts"]["tally_words"] = 7
+        value["counts"]["tally_words"] = total
+
+    edit(store, lambda value: tally(value, 7))
+    assert found_in(store) == []
+    edit(store, lambda value: tally(value, 8))
+    assert [text.split(":")[0] for text in found_in(store)] == ["manifest.json"]
+
+
 def test_a_lost_row_is_found_in_the_file(store: Store) -> None:
     replace_part(store, A, pq.read_table(store.path(A)).slice(1))
     assert found_in(store) == [f"{A}: rows of shard a: got 3, expected 4"]

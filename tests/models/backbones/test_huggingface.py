@@ -252,3 +252,14 @@ def test_missing_weights_are_not_replaced_by_random_ones(models: Path, tmp_path:
     save_file(weights, cut / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"lacks weights.*classifier\.weight"):
         load_image_backbone(f"hf:{cut}")
+
+
+@pytest.mark.parametrize("name", ["bert", "clip", "siglip"])
+def test_static_tokens_are_the_input_embeddings_without_marks(models: Path, name: str) -> None:
+    contextual = load_text_backbone(f"hf:{models / name}", max_tokens=12)
+    static = load_text_backbone(f"static:hf:{models / name}", max_tokens=4)
+    found = static(["a dog runs over grass", ""])
+    assert found.lengths_B.tolist() == [4, 1]
+    ids = contextual.tokenize(["a dog runs over"]).ids_BL[0, 1:-1]
+    table = contextual.model.get_input_embeddings().weight
+    torch.testing.assert_close(found.tokens_BLD[0], table[ids])

@@ -1,9 +1,13 @@
 """Frozen backbones by name: `efficientnet-lite0` and `minilm` (packaged), `tiny` (random), `hf:<id or folder>`.
 
+Texts also `words:<file>` (word2vec, GloVe) and `static:<text backbone>`, the static inputs of a trained BiGRU.
+
 Only what is asked for is imported, so a process that uses `tiny` never pays for the others.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -31,6 +35,8 @@ __all__ = [
 ]
 
 HUGGING_FACE_PREFIX = "hf:"
+WORDS_PREFIX = "words:"
+STATIC_PREFIX = "static:"
 
 
 def load_image_backbone(name: str, *, device: str | torch.device = "cpu") -> ImageBackbone:
@@ -66,6 +72,14 @@ def load_text_backbone(
         from zscmr_ray.models.backbones.huggingface import load_huggingface_text
 
         return load_huggingface_text(name.removeprefix(HUGGING_FACE_PREFIX), max_tokens=max_tokens).to(device)
+    if name.startswith(WORDS_PREFIX):
+        from zscmr_ray.models.backbones.words import WordText
+
+        return WordText(Path(name.removeprefix(WORDS_PREFIX)), max_tokens=max_tokens).to(device)
+    if name.startswith(STATIC_PREFIX):
+        from zscmr_ray.models.backbones.words import load_static
+
+        return load_static(name.removeprefix(STATIC_PREFIX), max_tokens=max_tokens).to(device)
     match name:
         case "minilm":
             from zscmr_ray.models.backbones.minilm import load_minilm
@@ -76,7 +90,9 @@ def load_text_backbone(
 
             return TinyText(max_tokens=max_tokens).to(device)
         case _:
-            raise _unknown("text", name, "minilm, tiny or hf:<model id or folder>")
+            raise _unknown(
+                "text", name, "minilm, tiny, hf:<model id or folder>, words:<file> or static:<text backbone>"
+            )
 
 
 def _unknown(side: str, name: str, known: str) -> ConfigError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from zscmr_ray.data.decode import Fit
 from zscmr_ray.errors import ConfigError, MissingPackageError
+
+Tokenise = Callable[[Sequence[str]], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,16 @@ class TextBackbone(FrozenBackbone):
         """Give each caption's unit vector [B, D]: the mean of its true tokens (what MiniLM was trained with)."""
         mean_BD = features.tokens_BLD.sum(1) / features.lengths_B[:, None]
         return F.normalize(mean_BD, dim=1)
+
+    def count_words(self, captions: Sequence[str]) -> dict[str, int]:
+        """Count what a corpus' manifest should say of its captions; nothing for a tokenizer that knows every text."""
+        del captions
+        return {}
+
+    def static_tokens(self, max_tokens: int) -> tuple[Tensor, Tokenise] | None:
+        """Return the token embeddings before the first layer and a tokenizer without marks; None without such."""
+        del max_tokens
+        return None
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         """Tokenise, cut to `max_tokens`; every row has at least one id."""

