@@ -24,6 +24,8 @@ VERBS = [
     "demo",
     "convert",
     "duplicates",
+    "export",
+    "submit",
 ]
 
 

@@ -3,11 +3,12 @@
     image   pixels uint8 [B, S, S, 3]                              -> vectors [B, D]
     text    ids int64 [B, L], mask int64 [B, L] (1 = token)        -> vectors [B, D]; padding follows the tokens
 
-Same weights, same numbers as `DualEncoder`; only what cannot be traced is said otherwise: grouping by length, and the GRU
-over packed sequences, which is ONNX's own GRU with sequence lengths here. Calling these modules outside an export gives
-nothing useful: that GRU is a symbol.
+Same weights, same numbers as `DualEncoder`; only what cannot be traced is said otherwise: grouping by length; adaptive
+pooling, a matrix product here; the stable sort of the hard top-k, counted here; and the GRU over packed sequences, which
+is ONNX's own GRU with sequence lengths. Calling a tower with such a GRU outside an export gives nothing useful: it is a
+symbol.
 
-Legend: B batch, S side in pixels, L text tokens, D embedding, H hidden width of a direction.
+Legend: B batch, S side in pixels, P pixels of a feature map, R regions, L tokens, D embedding, H width of a direction.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.backbones import ImageBackbone, TextBackbone
@@ -29,14 +31,21 @@ from zscmr_ray.models.trunks import TextTrunk
 class ImageTower(nn.Module):
     """Pixels to vectors."""
 
+    pooling: Tensor | None
+
     def __init__(self, backbone: ImageBackbone, model: AlignmentModel, *, region_grid: int) -> None:
         super().__init__()
-        self.backbone, self.model, self.region_grid = backbone, model, region_grid
+        self.backbone, self.model = backbone, model
+        pools = region_grid != backbone.native_grid
+        self.register_buffer("pooling", pooling_matrix(backbone.native_grid, region_grid) if pools else None)
 
     def forward(self, pixels_BSS3: Tensor) -> Tensor:
         """Encode uint8 RGB pixels of the model's size."""
-        regions_BRD, _ = self.backbone._encode_part(pixels_BSS3, self.region_grid)
-        return self.model.vectors(self.model.encode_image(_as_cached(regions_BRD)))
+        map_BDhw, _ = self.backbone._encode(self.backbone._normalise(pixels_BSS3))
+        regions_BDR = map_BDhw.float().flatten(2)
+        if self.pooling is not None:
+            regions_BDR = regions_BDR @ self.pooling
+        return self.model.vectors(self.model.encode_image(_as_cached(regions_BDR.transpose(1, 2))))
 
 
 class TextTower(nn.Module):
@@ -60,6 +69,26 @@ def traceable_towers(encoder: DualEncoder) -> tuple[ImageTower, TextTower]:
     _make_traceable(model)
     image = ImageTower(encoder.image_backbone, model, region_grid=encoder.region_grid)
     return image.eval(), TextTower(encoder.text_backbone, model).eval()
+
+
+def pooling_matrix(native_grid: int, region_grid: int) -> Tensor:
+    """Return what `adaptive_avg_pool2d` multiplies a flat feature map with, [P, R].
+
+    >>> pooling_matrix(2, 1).flatten().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    cells_P1hw = torch.eye(native_grid**2).view(-1, 1, native_grid, native_grid)
+    return functional.adaptive_avg_pool2d(cells_P1hw, region_grid).flatten(1)
+
+
+def counted_topk(scores_BL: Tensor, lengths_B: Tensor, k_B: Tensor, **_: object) -> Tensor:
+    """Select as `models.topk.hard_topk` does: a token is in when fewer than k are ahead of it; earlier ones win ties."""
+    mask_BL = token_mask(lengths_B, scores_BL.shape[1])
+    masked_BL = scores_BL.float().masked_fill(~mask_BL, -torch.inf)
+    position_L = torch.arange(scores_BL.shape[1], device=scores_BL.device)
+    other_B1L, own_BL1 = masked_BL[:, None, :], masked_BL[:, :, None]
+    ahead_BLL = (other_B1L > own_BL1) | ((other_B1L == own_BL1) & (position_L[None, :] < position_L[:, None]))
+    return ((ahead_BLL.sum(dim=2) < k_B[:, None]) & mask_BL).to(torch.float32)
 
 
 class _OnnxGru(nn.Module):
@@ -125,6 +154,8 @@ def _make_traceable(module: nn.Module) -> None:
                     got=f"model.eval_selection={selection.eval_kind}",
                     expected="model.eval_selection=hard",
                 )
+            if selection.kind == "topk":
+                child._select = counted_topk  # type: ignore[method-assign]
         _make_traceable(child)
 
 
