@@ -171,7 +171,9 @@ class PreprocessSection(PlaneSection):
     image_backbone: str = setting(
         "efficientnet-lite0", "output", "efficientnet-lite0, tiny, or hf:<id or folder>"
     )
-    text_backbone: str = setting("minilm", "output", "minilm, tiny, or hf:<id or folder>")
+    text_backbone: str = setting(
+        "minilm", "output", "minilm, tiny, hf:<id or folder>, words:<file>, static:<text backbone>"
+    )
     teacher: Literal["image_backbone", "none"] = setting(
         "image_backbone", "output", "whose class logits are FGLA's prior; none = no label distribution"
     )
@@ -228,6 +230,7 @@ class EvaluateSection(Section):
         12, "output", "example queries with pictures per direction in the report", ge=0
     )
     batch_rows: int = setting(256, "output", "rows encoded together", ge=1)
+    embeddings: tuple[str, ...] = setting((), "place", "embeddings to score as well, each `<name>=<run>`")
     rerank_top_k: int = setting(
         100, "output", "IMFA: the best by vector that the fused attention re-ranks", ge=1
     )
