@@ -98,22 +98,25 @@ def rank_block(similarity_BN: FloatArray, hits: Hits, *, ties_N: npt.NDArray[np.
     """Return the metrics of one block of queries from its scores and its hits; `ties_N` from `tie_ranks`."""
     rank_H = hit_ranks(similarity_BN, hits, ties_N=ties_N)
     # Only the hits are worked on from here: their count is what the class sizes make it, not N.
-    row_H, relevant_B = hits.row_H, hits.num_B
-    first_B = np.cumsum(relevant_B) - relevant_B
-    nth_H = np.arange(1, len(row_H) + 1) - first_B[row_H]
+    relevant_B = hits.num_B
+    asked = np.flatnonzero(relevant_B)
+    first_B = (np.cumsum(relevant_B) - relevant_B)[asked]
+    nth_H = np.arange(1, len(rank_H) + 1) - np.repeat(first_B, relevant_B[asked])
     precision_H = nth_H / rank_H
-    within_H = rank_H <= relevant_B[row_H]
-    divisor_B = np.where(relevant_B > 0, relevant_B, np.nan)
+    within_H = rank_H <= np.repeat(relevant_B[asked], relevant_B[asked])
 
     def per_query(values_H: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.bincount(row_H, values_H, minlength=len(relevant_B)) / divisor_B
+        mean_B = np.full(len(relevant_B), np.nan)
+        if len(asked):
+            mean_B[asked] = np.add.reduceat(values_H, first_B) / relevant_B[asked]
+        return mean_B
 
     return RankingMetrics(
         average_precision_Q=per_query(precision_H),
         average_precision_at_r_Q=per_query(precision_H * within_H),
         precision_at_r_Q=per_query(within_H.astype(np.float64)),
         num_relevant_Q=relevant_B,
-        precision_L=_interpolated(precision_H, row_H, relevant_B),
+        precision_L=_interpolated(precision_H, first_B, relevant_B[asked]),
     )
 
 
@@ -228,17 +231,16 @@ def _best_hits(similarity_BN: FloatArray, hits: Hits) -> Hits:
 
 
 def _interpolated(
-    precision_H: npt.NDArray[np.float64], row_H: npt.NDArray[np.intp], relevant_B: npt.NDArray[np.int64]
+    precision_H: npt.NDArray[np.float64], first_B: npt.NDArray[np.int64], relevant_B: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Mean over queries of the highest precision at or beyond each recall level."""
-    kept_B = relevant_B > 0
-    if not kept_B.any():
+    """Mean over queries (each with hits) of the highest precision at or beyond each recall level."""
+    if not len(relevant_B):
         return np.full(len(RECALL_LEVELS), np.nan)
     # A running maximum from the right inside each row: an offset per row keeps the rows apart.
-    offset_H = 2.0 * (len(relevant_B) - row_H)
-    ceiling_H = np.maximum.accumulate((precision_H + offset_H)[::-1])[::-1] - offset_H
-    first_B = (np.cumsum(relevant_B) - relevant_B)[kept_B]
+    offset_H = np.repeat(2.0 * np.arange(len(relevant_B), 0, -1), relevant_B)
+    ceiling_H = np.maximum.accumulate((precision_H + offset_H)[::-1])[::-1]
     # The j-th hit reaches recall j / R: the first j that reaches level r is ceil(r R), and at least 1.
-    nth_BL = np.ceil(np.round(RECALL_LEVELS[None, :] * relevant_B[kept_B][:, None], 9)).astype(np.int64)
-    curve_L: npt.NDArray[np.float64] = ceiling_H[first_B[:, None] + np.maximum(nth_BL, 1) - 1].mean(0)
+    nth_BL = np.ceil(np.round(RECALL_LEVELS[None, :] * relevant_B[:, None], 9)).astype(np.int64)
+    place_BL = first_B[:, None] + np.maximum(nth_BL, 1) - 1
+    curve_L: npt.NDArray[np.float64] = (ceiling_H[place_BL] - offset_H[place_BL]).mean(0)
     return curve_L

@@ -81,12 +81,14 @@ def evaluate_method(
     by_class: dict[str, Any] = {}
     resampled: dict[str, dict[str, Values]] = {}
     for number, (condition, (queries, gallery)) in enumerate(condition_items(corpus, groups).items()):
-        searches = {
-            name: towers.search(corpus, query_items=queries, gallery_items=gallery, direction=name)
-            for name in DIRECTIONS
-        }
-        by_class[condition], resampled[condition] = _class_numbers(
-            searches, corpus, groups, num_resamples=num_resamples, seed=seed + number
+        by_class[condition], resampled[condition] = condition_numbers(
+            towers,
+            corpus,
+            groups,
+            query_items=queries,
+            gallery_items=gallery,
+            num_resamples=num_resamples,
+            seed=seed + number,
         )
     if "S|all" in by_class and "U|all" in by_class:
         by_class["H"] = _harmonic(by_class, resampled)
@@ -134,14 +136,25 @@ def instance_numbers(search: Ranking, *, num_resamples: int = 1000, seed: int = 
     }
 
 
-def _class_numbers(
-    searches: dict[str, Ranking], corpus: Corpus, groups: ClassGroups, *, num_resamples: int, seed: int
+def condition_numbers(
+    towers: Searchable,
+    corpus: Corpus,
+    groups: ClassGroups,
+    *,
+    query_items: Rows,
+    gallery_items: Rows,
+    num_resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Values]]:
-    """The numbers of one condition and its resampled means: both directions share the class draws."""
+    """Return the numbers of one condition and its resampled means, by direction and on average.
+
+    Both directions share the class draws. One direction is laid out at a time: its rows are copies.
+    """
     member_NC = membership(corpus.labels, groups.classes)
     numbers: dict[str, Any] = {}
     samples = []
-    for name, search in searches.items():
+    for name in DIRECTIONS:
+        search = towers.search(corpus, query_items=query_items, gallery_items=gallery_items, direction=name)
         query_QC = member_NC[search.query_items_Q]
         relevance = Relevance(query_QC, member_NC[search.gallery_items_N])
         found = metrics.score_metrics(
@@ -150,7 +163,10 @@ def _class_numbers(
         numbers[name] = _direction_numbers(found, query_QC, groups.classes, len(search.gallery_ids))
         # A multi-label query is resampled with the first of its classes.
         samples.append((found.average_precision_Q, query_QC.argmax(1)))
-    means = dict(zip(searches, resample_means(samples, num_resamples=num_resamples, seed=seed), strict=True))
+        del search
+    means = dict(
+        zip(DIRECTIONS, resample_means(samples, num_resamples=num_resamples, seed=seed), strict=True)
+    )
     means["average"] = np.mean([means[name] for name in DIRECTIONS], axis=0)
     numbers["average"] = {
         key: float(np.mean([numbers[name][key] for name in DIRECTIONS])) for key in ("map", "chance")

@@ -1,6 +1,6 @@
 """Ranks of the right gallery rows in each query's ranking: score descending, ties by a hash of the id.
 
-What it is: exact ranks from one sort of plain floats a row (or none, for a few hits), which costs a third of sorting
+What it is: exact ranks from one sort of plain floats a row (or none, for a few hits), which costs a fraction of sorting
 64-bit keys that carry the tie order along; ties are settled afterwards, where a hit has any. What it is not: a metric
 (`metrics.py`) or the tie order itself (`ordering.py`).
 Legend: B queries of one block, N gallery, H hits (right gallery rows of all B, by row).
@@ -43,35 +43,35 @@ def hit_ranks(similarity_BN: FloatArray, hits: Hits, *, ties_N: Integers) -> Int
 
 def _row_ranks(line_N: FloatArray, own_H: FloatArray, column_H: Integers, ties_N: Integers) -> Integers:
     """The ranks of one row's hits, ascending."""
-    value_H = np.sort(own_H)[::-1]
-    find = _ahead_by_counting if len(value_H) <= FEW_HITS else _ahead_by_sorting
-    ahead_H, tied_H = find(line_N, value_H)
+    value_H = np.sort(own_H)
+    find = _ranks_by_counting if len(value_H) <= FEW_HITS else _ranks_by_sorting
+    rank_H, tied_H = find(line_N, value_H)
     if not tied_H.any():
-        return ahead_H + 1
+        return rank_H[::-1]
     tied = np.unique(value_H[tied_H])
     if len(tied) > FEW_TIES:
         return _ranks_by_keys(line_N, column_H, ties_N)
     for value in tied:
-        # Among equals the hash of the id decides; the hits' places there are added to what is ahead of all of them.
+        # Among equals the hash of the id decides: the hits' places there come after all that is ahead of them.
+        ahead = np.count_nonzero(line_N > value)
         place = np.sort(ties_N[line_N == value])
         own = np.sort(ties_N[column_H[own_H == value]])
-        ahead_H[value_H == value] += np.searchsorted(place, own)
-    return ahead_H + 1
+        rank_H[value_H == value] = (ahead + 1 + np.searchsorted(place, own))[::-1]
+    return rank_H[::-1]
 
 
-def _ahead_by_counting(line_N: FloatArray, value_H: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """How many scores are above each value, and whether another row has the same."""
-    ahead_H = np.array([np.count_nonzero(line_N > value) for value in value_H], np.int64)
+def _ranks_by_counting(line_N: FloatArray, value_H: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """The rank of each value from how many scores are above it, and whether another row has the same."""
+    rank_H = np.array([1 + np.count_nonzero(line_N > value) for value in value_H], np.int64)
     same_H = np.array([np.count_nonzero(line_N == value) for value in value_H], np.int64)
-    return ahead_H, same_H > 1
+    return rank_H, same_H > 1
 
 
-def _ahead_by_sorting(line_N: FloatArray, value_H: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """The same from a sort of the row; every value is one of the row's."""
+def _ranks_by_sorting(line_N: FloatArray, value_H: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """The same from a sort of the row; `value_H` are of the row and ascend, which makes finding them cheap."""
     sorted_N = np.sort(line_N)
     upto_H = sorted_N.searchsorted(value_H, side="right")
-    tied_H = (upto_H > 1) & (sorted_N[upto_H - 2] == value_H)
-    return len(line_N) - upto_H, tied_H
+    return 1 + len(line_N) - upto_H, (upto_H > 1) & (sorted_N[upto_H - 2] == value_H)
 
 
 def _ranks_by_keys(line_N: FloatArray, column_H: Integers, ties_N: Integers) -> Integers:
