@@ -52,6 +52,13 @@ def default_config() -> Config:
     return Config()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`make test`) one has all tests that start a Ray: two Rays at once slow each other down."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 _EXIT_STATUS = pytest.StashKey[int]()
 
 
