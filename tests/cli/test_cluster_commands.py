@@ -13,6 +13,12 @@ from zscmr_ray.cli.main import run
 FILES = Path(__file__).parents[2] / "cluster"
 
 
+@pytest.mark.parametrize("verb", ["up", "down", "doctor"])
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert "Example" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("target", cluster.LAUNCHERS)
 def test_launchers_use_ray(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("up", "down"):

@@ -101,6 +101,8 @@ def _cluster_findings(config: Config) -> list[Finding]:
     from zscmr_ray.stages.doctor import cluster
     from zscmr_ray.stages.doctor.finding import failed_by
 
+    if unreachable := cluster.check_reachable(config.ray.address or os.environ.get("RAY_ADDRESS", "")):
+        return unreachable
     try:
         with ray_session(config.ray):
             nodes = cluster.check_nodes(config)

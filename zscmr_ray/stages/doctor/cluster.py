@@ -28,8 +28,8 @@ def check_token() -> list[Finding]:
     if not path.is_file():
         said = f"asked for; Ray makes one in {path} when it starts here"
         return [Finding("token", OK, said)]
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & (stat.S_IRGRP | stat.S_IROTH) and not _is_private(path.parent):
+    if _others_read(path):
+        mode = stat.S_IMODE(path.stat().st_mode)
         return [
             Finding("token", WARNING, f"{path} can be read by others (mode {mode:o})", f"chmod 600 {path}")
         ]
@@ -62,6 +62,22 @@ def check_dashboards(addresses: Iterable[str]) -> list[Finding]:
                 Finding("dashboard", OK, f"{address} asks for a token and answers this machine only")
             )
     return findings or [Finding("dashboard", OK, "none answers here")]
+
+
+def check_reachable(address: str) -> list[Finding]:
+    """Whether something listens at a cluster's address; nothing to say when it does, or when the address is none (`auto`).
+
+    Ray itself takes minutes to give up.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return []
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        remedy = "`ray status --address ...` must answer from here: is it up, is it the right port, is there a tunnel?"
+        return [Finding("ray", FAILED, f"nothing answers at {address}: {error.strerror or error}", remedy)]
+    return []
 
 
 def check_nodes(config: Config) -> list[Finding]:
@@ -127,5 +143,8 @@ def _own_address() -> str | None:
     return None if found.startswith("127.") else found
 
 
-def _is_private(folder: Path) -> bool:
-    return not folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
+def _others_read(path: Path) -> bool:
+    """Whether the group, or everybody, may read a file and enter all the folders that it is in."""
+    modes = [folder.stat().st_mode for folder in path.absolute().parents]
+    rights = ((stat.S_IRGRP, stat.S_IXGRP), (stat.S_IROTH, stat.S_IXOTH))
+    return any(path.stat().st_mode & read and all(mode & enter for mode in modes) for read, enter in rights)
