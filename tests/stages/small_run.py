@@ -70,7 +70,9 @@ def pairs_info() -> dict[str, Any]:
     image, text = load_image_backbone("tiny"), load_text_backbone("tiny")
     return {
         "num_regions": GRID**2,
+        "region_grid": GRID,
         "token_channels": CHANNELS,
+        "max_tokens": 16,
         "image_backbone": {
             "id": "tiny",
             "weights_sha256": image.weights_sha256,

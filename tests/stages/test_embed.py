@@ -157,6 +157,24 @@ def test_features_of_another_shape_are_refused(config: Config, tmp_path: Path) -
         run_embed(other)
 
 
+def test_a_checkpoint_of_coarser_regions_gets_the_cached_maps_pooled(config: Config, tmp_path: Path) -> None:
+    other = other_run(config, tmp_path)
+    write_checkpoint(other, region_grid=1)
+    run_embed(other)
+    model, _ = load_checkpoint(stage_store(other, "train"))
+    cached = load_pair_features([pairs_table(config)], num_regions=4, token_channels=32).regions_NRD
+    images = tables(other, "image")[0]
+    with torch.inference_mode():
+        wanted = model.vectors(
+            model.encode_image(torch.from_numpy(cached.astype(np.float32).mean(1)[:, None]))
+        )
+    np.testing.assert_allclose(vectors_of(images), wanted.numpy(), atol=4e-3)
+    assert images.schema.field("region_weights").type.list_size == 1
+    write_checkpoint(other, region_grid=3)
+    with pytest.raises(RefusedError, match=r"region_grid.*2 \(pairs\).*3 \(checkpoint\)"):
+        run_embed(other, overwrite=True)
+
+
 def test_embed_needs_a_model_and_rows(config: Config, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train is not complete"):
         run_embed(other_run(config, tmp_path))

@@ -18,6 +18,7 @@ from zscmr_ray.stages.evaluate import run_evaluate
 from zscmr_ray.stages.evaluate_examples import spread_over_classes
 from zscmr_ray.stages.measure.baselines import shared_names
 from zscmr_ray.stages.measure.rows import PairsTable, choose_ids, encode_rows
+from zscmr_ray.storage import Store
 
 
 def test_a_labelled_run_gives_numbers_with_chance_and_baselines(tmp_path: Path) -> None:
@@ -71,8 +72,20 @@ def test_a_second_run_returns_at_once_and_counts_nothing(tmp_path: Path) -> None
     assert [part.name for part in manifest.parts] == ["examples.json", "report.json"]
     anew = run_evaluate(config, overwrite=True)
     assert not anew.skipped
-    assert store.read_json("unseen_evaluations.json") == {meta.fingerprint: 2}
+    assert Store(tmp_path).read_json("unseen_evaluations.json") == {meta.fingerprint: 2}
     assert store.read_json("report.json")["unseen_evaluations"] == 2
+
+
+def test_looks_at_unseen_classes_are_counted_over_all_checkpoints_of_a_run(tmp_path: Path) -> None:
+    config = small_config(str(tmp_path))
+    write_pairs(config)
+    write_checkpoint(config)
+    run_evaluate(config)
+    write_checkpoint(config, label_weight=0.2, label_temperature=2.0)
+    run_evaluate(config, overwrite=True)
+    report = stage_store(config, "evaluate").read_json("report.json")
+    assert (report["unseen_evaluations"], report["unseen_evaluations_in_run"]) == (1, 2)
+    assert "2 in this run's directory" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_the_same_evaluation_writes_the_same_numbers(tmp_path: Path) -> None:

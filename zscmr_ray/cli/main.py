@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from zscmr_ray import __version__
-from zscmr_ray.cli import cluster, directories, interop
+from zscmr_ray.cli import ablation, cluster, directories, interop
 from zscmr_ray.cli import options as opt
 from zscmr_ray.cli.doctor import doctor
 from zscmr_ray.cli.estimate import estimate, print_estimate
@@ -202,6 +202,8 @@ def demo(
     run_demo(run=run, cache=cache, overrides=overrides or [])
 
 
+app.command()(ablation.ablate)
+app.command()(ablation.compare)
 app.command()(estimate)
 app.command()(doctor)
 app.command()(cluster.up)

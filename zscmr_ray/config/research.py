@@ -19,6 +19,12 @@ class ModelSection(Section):
         "fgan = fine-grained alignment network; inn = inner product with attention over regions (IMFA); tower = two towers "
         "over pooled features. Fields that a method does not read say whose they are",
     )
+    region_grid: int | None = setting(
+        None,
+        "output",
+        "side of the region map the model sees: cached maps are pooled to it; none = as cached (preprocess.region_grid)",
+        ge=1,
+    )
     width: int = setting(512, "output", "width D of tokens and region embeddings, of a tower's vector", ge=8)
     num_heads: int = setting(4, "output", "fgan: attention heads of the region scorer", ge=1)
     attention_dropout: float = setting(

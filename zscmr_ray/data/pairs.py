@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from zscmr_ray.data.order import row_key
+from zscmr_ray.data.region_grid import pool_regions
 from zscmr_ray.errors import DataError
 
 COLUMNS = ("id", "regions", "captions", "tokens", "labels", "partition", "prior_logits", "sha256")
@@ -144,16 +145,21 @@ class PairFeatures:
 
 
 def load_pair_features(
-    tables: Iterable[pa.Table], *, num_regions: int, token_channels: int, keep: Keep | None = None
+    tables: Iterable[pa.Table],
+    *,
+    num_regions: int,
+    token_channels: int,
+    keep: Keep | None = None,
+    region_grid: int | None = None,
 ) -> PairFeatures:
     """Turn pairs tables into feature columns, in the tables' order.
 
     `num_regions` (R) and `token_channels` (D of the text side) come from the pairs' manifest; the image channels
     follow from the width of `regions`; a side that the corpus lacks has 0. `keep` returns a boolean per row of a table
-    and runs before features are touched. A `thumbnail` column is kept where the tables have one. Raises DataError for
-    rows without features.
+    and runs before features are touched; `region_grid` pools the regions. A `thumbnail` column is kept where the tables
+    have one. Raises DataError for rows without features.
     """
-    parts = [_part(table, num_regions, token_channels, keep) for table in tables]
+    parts = [_part(table, num_regions, token_channels, keep, region_grid) for table in tables]
     parts = [part for part in parts if len(part)] or parts[:1]
     if not parts:
         raise DataError(
@@ -162,7 +168,9 @@ def load_pair_features(
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _part(table: pa.Table, num_regions: int, token_channels: int, keep: Keep | None) -> PairFeatures:
+def _part(
+    table: pa.Table, num_regions: int, token_channels: int, keep: Keep | None, region_grid: int | None
+) -> PairFeatures:
     if keep is not None:
         mask = keep(table)
         if not mask.all():
@@ -184,7 +192,7 @@ def _part(table: pa.Table, num_regions: int, token_channels: int, keep: Keep | N
     hashes = table.column("sha256").to_pylist()
     return PairFeatures(
         ids=table.column("id").to_pylist(),
-        regions_NRD=_regions(table, num_regions),
+        regions_NRD=pool_regions(_regions(table, num_regions), region_grid),
         token_values_TD=values.view("<f2").reshape(-1, token_channels),
         token_starts_M1=(byte_starts - byte_starts[0]) // token_width,
         caption_starts_N1=_offsets(token_lists) - int(_offsets(token_lists)[0]),

@@ -13,7 +13,7 @@ image) searches the test rows, whose own partner is among them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +70,20 @@ def condition_items(corpus: Corpus, groups: ClassGroups) -> dict[str, tuple[Rows
 
 
 def evaluate_method(
-    towers: Searchable, corpus: Corpus, groups: ClassGroups, *, num_resamples: int = 1000, seed: int = 0
+    towers: Searchable,
+    corpus: Corpus,
+    groups: ClassGroups,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    keep_queries: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the numbers of one method as plain values: {"classes": {condition: ...}, "instance": {rows: ...}}.
 
     Each condition has image_to_text, text_to_image and average; every mAP comes with `interval` (95%, classes
     then queries resampled) and `chance` (exact). Conditions without queries or gallery are left out; without labels
-    `classes` is empty. A query none of whose classes is in the gallery has no AP and is counted apart.
+    `classes` is empty. A query none of whose classes is in the gallery has no AP and is counted apart. Conditions in
+    `keep_queries` also hold each query's AP and class (`queries`), for intervals over several evaluations.
     """
     by_class: dict[str, Any] = {}
     resampled: dict[str, dict[str, Values]] = {}
@@ -89,6 +96,7 @@ def evaluate_method(
             gallery_items=gallery,
             num_resamples=num_resamples,
             seed=seed + number,
+            keep_queries=condition in keep_queries,
         )
     if "S|all" in by_class and "U|all" in by_class:
         by_class["H"] = _harmonic(by_class, resampled)
@@ -145,10 +153,12 @@ def condition_numbers(
     gallery_items: Rows,
     num_resamples: int = 1000,
     seed: int = 0,
+    keep_queries: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Values]]:
     """Return the numbers of one condition and its resampled means, by direction and on average.
 
-    Both directions share the class draws. One direction is laid out at a time: its rows are copies.
+    Both directions share the class draws. One direction is laid out at a time: its rows are copies. `keep_queries` as
+    in `evaluate_method`.
     """
     member_NC = membership(corpus.labels, groups.classes)
     numbers: dict[str, Any] = {}
@@ -163,6 +173,8 @@ def condition_numbers(
         numbers[name] = _direction_numbers(found, query_QC, groups.classes, len(search.gallery_ids))
         # A multi-label query is resampled with the first of its classes.
         samples.append((found.average_precision_Q, query_QC.argmax(1)))
+        if keep_queries:
+            numbers[name]["queries"] = _queries(*samples[-1], groups.classes)
         del search
     means = dict(
         zip(DIRECTIONS, resample_means(samples, num_resamples=num_resamples, seed=seed), strict=True)
@@ -195,6 +207,16 @@ def _direction_numbers(
         "precision_at_recall": found.precision_L.tolist(),
         "per_class": metrics.per_class_means(found.average_precision_Q, query_QC, classes),
     }
+
+
+def _queries(
+    values_Q: Values, class_Q: npt.NDArray[np.int64], classes: tuple[str, ...]
+) -> dict[str, list[float]]:
+    """Each query's AP by class, in the order asked, to four digits; queries without one are left out."""
+    found: dict[str, list[float]] = {}
+    for row in np.flatnonzero(np.isfinite(values_Q)):
+        found.setdefault(classes[class_Q[row]], []).append(round(float(values_Q[row]), 4))
+    return found
 
 
 def _harmonic(by_class: dict[str, Any], resampled: dict[str, dict[str, Values]]) -> dict[str, Any]:

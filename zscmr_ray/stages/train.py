@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,10 @@ import pyarrow.parquet as pq
 
 from zscmr_ray.claim import Claim, open_stage
 from zscmr_ray.config import Config
+from zscmr_ray.data.no_leak import RULE_COLUMNS, dominant_labels
 from zscmr_ray.data.order import steps_per_epoch
-from zscmr_ray.data.splits import ClassSplit, count_classes, make_class_split, training_rows
+from zscmr_ray.data.splits import ClassSplit, training_rows
+from zscmr_ray.engine.class_split import configured_split
 from zscmr_ray.errors import ConfigError, DataError, TrainingError, ZscmrError
 from zscmr_ray.manifest import Manifest, StageKey, part_record
 from zscmr_ray.stages import StageResult, require_pairs, stage_store
@@ -75,18 +78,12 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
     """Split the classes and count the rows of each use, refusing here what no worker could train."""
     from zscmr_ray.engine.batching import rows_per_rank
 
-    train, section = config.train, config.split
+    train = config.train
     rows_per_rank(train.global_batch_size, train.num_workers, micro_batch_size=train.micro_batch_size)
     labels, partition = _read_labels(pairs, parts)
-    split = make_class_split(
-        count_classes(labels, section.class_order),
-        section.kind,
-        fraction=section.unseen_fraction,
-        seed=section.seed,
-        min_items_per_class=section.min_items_per_class,
-        pseudo_unseen_fraction=section.pseudo_unseen_fraction,
-        unseen=section.unseen_classes,
-    )
+    split = configured_split(labels, config.split)
+    if split.rule == "dominant":
+        labels = _ruled_labels(pairs, parts, split)
     num_rows = int((training_rows(labels, split, refit=False) & (partition == "train")).sum())
     if num_rows == 0:
         raise DataError(
@@ -197,7 +194,23 @@ def _delete_resume_states(store: Store) -> None:
     store.delete_tree("engine")
 
 
-def _read_labels(pairs: Store, parts: tuple[str, ...]) -> tuple[list[list[str]], npt.NDArray[np.str_]]:
+def _ruled_labels(pairs: Store, parts: tuple[str, ...], split: ClassSplit) -> list[tuple[str, ...]]:
+    """The labels that count under the split; what is discarded is said by reason."""
+    columns: dict[str, list[Any]] = {name: [] for name in RULE_COLUMNS}
+    for part in parts:
+        with pairs.open(part) as file:
+            table = pq.read_table(file, columns=list(RULE_COLUMNS))
+        for name, values in columns.items():
+            values += table.column(name).to_pylist()
+    ruled = dominant_labels(columns["labels"], columns["captions"], columns["partition"], split)
+    for reason, count in ruled.discarded.items():
+        print(f"train: {count} of {len(ruled.labels)} pairs take part in nothing: {reason}", file=sys.stderr)
+    return ruled.labels
+
+
+def _read_labels(
+    pairs: Store, parts: tuple[str, ...]
+) -> tuple[Sequence[Sequence[str]], npt.NDArray[np.str_]]:
     labels: list[list[str]] = []
     partition: list[str] = []
     for part in parts:

@@ -32,10 +32,11 @@ _CAPTION_ROWS = 256
 
 @dataclass(frozen=True)
 class FeatureShapes:
-    """How cached features lie in pairs; a side that the corpus lacks has 0."""
+    """How cached features lie in pairs (a side that the corpus lacks has 0), and the grid the model was trained on."""
 
     num_regions: int
     token_channels: int
+    region_grid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ class VectorEncoder:
         if self.cached is None:
             return None
         return load_pair_features(
-            [table], num_regions=self.cached.num_regions, token_channels=self.cached.token_channels
+            [table],
+            num_regions=self.cached.num_regions,
+            token_channels=self.cached.token_channels,
+            region_grid=self.cached.region_grid,
         )
 
     def _images(

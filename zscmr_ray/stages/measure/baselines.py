@@ -6,13 +6,13 @@ the baselines' mathematics (`models/cca.py`, `ridge.py`, `conse.py`). Chance nee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from zscmr_ray.engine.checkpoint import CheckpointMeta
 from zscmr_ray.models.backbones import load_text_backbone, synonyms
 from zscmr_ray.models.cca import CCA
 from zscmr_ray.models.conse import ConSE, class_name_vectors
@@ -34,11 +34,9 @@ class Baseline:
     reason: str = ""
 
 
-def make_baselines(
-    rows: EncodedRows, groups: ClassGroups, meta: CheckpointMeta, teacher_names: Sequence[str] | None
-) -> list[Baseline]:
-    """Return CCA, ridge and ConSE for the rows."""
-    return [*_fitted(rows, groups), _conse(rows, meta, teacher_names)]
+def make_baselines(rows: EncodedRows, groups: ClassGroups, info: Mapping[str, Any]) -> list[Baseline]:
+    """Return CCA, ridge and ConSE for the rows; `info` is the pairs' manifest's."""
+    return [*_fitted(rows, groups), _conse(rows, info)]
 
 
 def shared_names(classes: Sequence[str], teacher_names: Sequence[str]) -> list[str]:
@@ -82,13 +80,14 @@ def _fitted(rows: EncodedRows, groups: ClassGroups) -> list[Baseline]:
     ]
 
 
-def _conse(rows: EncodedRows, meta: CheckpointMeta, teacher_names: Sequence[str] | None) -> Baseline:
-    if meta.teacher is None or rows.prior_logits_NC is None:
+def _conse(rows: EncodedRows, info: Mapping[str, Any]) -> Baseline:
+    teacher = info["teacher"]
+    if teacher is None or rows.prior_logits_NC is None:
         return Baseline("conse", "ConSE", None, "the pairs have no teacher logits")
-    if teacher_names is None:
+    if teacher["class_names"] is None:
         return Baseline("conse", "ConSE", None, "the teacher's classes have no names here")
-    text = load_text_backbone(meta.text_backbone.id, max_tokens=meta.max_tokens)
-    conse = ConSE(class_name_vectors(text, teacher_names))
+    text = load_text_backbone(info["text_backbone"]["id"], max_tokens=info["max_tokens"])
+    conse = ConSE(class_name_vectors(text, teacher["class_names"]))
     image = conse.image(torch.from_numpy(rows.prior_logits_NC))
     sentence = torch.nn.functional.normalize(torch.from_numpy(rows.text_mean_MF), dim=1)
     return Baseline("conse", "ConSE", Towers.symmetric(image.numpy(), sentence.numpy()))

@@ -22,7 +22,12 @@ def class_groups(meta: CheckpointMeta) -> ClassGroups:
     split = class_split(meta)
     if split is None:
         return ClassGroups((), ())
-    seen = split.trained(refit=bool(meta.config["train"]["refit"]))
+    return split_groups(split, refit=bool(meta.config["train"]["refit"]))
+
+
+def split_groups(split: ClassSplit, *, refit: bool) -> ClassGroups:
+    """Return the groups of a split after a training with or without refit."""
+    seen = split.trained(refit=refit)
     return ClassGroups(
         seen=seen,
         unseen=split.unseen,

@@ -1,0 +1,105 @@
+"""From cached features and a class split to a trained model and what its checkpoint says of itself.
+
+What a Ray Train worker (stages/train_loop.py, under DeepSpeed) and a trial of an ablation (the bare loop) both call, so
+that a trial is a training and nothing else. What it is not: the reading of pairs, or the writing of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from zscmr_ray.config import Config
+from zscmr_ray.data.pairs import PairFeatures
+from zscmr_ray.data.splits import ClassSplit, training_rows
+from zscmr_ray.engine.base import model_architecture
+from zscmr_ray.engine.checkpoint import BlockRecord, CheckpointMeta
+from zscmr_ray.engine.run import MakeEngine, Outcome, TrainingRun
+from zscmr_ray.models.base import AlignmentModel
+from zscmr_ray.models.build import build_model
+from zscmr_ray.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model in eval mode, and its meta, unsigned: the fingerprint is added when it is saved."""
+
+    model: AlignmentModel
+    meta: CheckpointMeta
+
+
+def train_model(
+    config: Config,
+    split: ClassSplit,
+    features: PairFeatures,
+    *,
+    info: Mapping[str, Any],
+    store: Store,
+    make_engine: MakeEngine,
+    device: str = "cpu",
+    stream: TextIO | None = None,
+) -> Trained:
+    """Train on the rows of `wanted_rows`, going on from a state in `store` if there is one. Every rank must call it.
+
+    `info` is the pairs' manifest's. Raises as `engine.run.TrainingRun.run`.
+    """
+    architecture = model_architecture(
+        config,
+        image_channels=int(info["image_channels"]),
+        text_channels=int(info["token_channels"]),
+        num_classes=int(info["num_classes"] or 0),
+    )
+    run = TrainingRun(
+        config,
+        split,
+        features,
+        architecture=architecture,
+        store=store,
+        make_engine=make_engine,
+        device=device,
+        stream=stream,
+    )
+    outcome = run.run()
+    model = build_model(architecture)
+    model.load_state_dict(outcome.weights)
+    model.label_temperature = outcome.label_temperature
+    return Trained(model.eval(), _meta(config, split, info, architecture, outcome))
+
+
+def wanted_rows(
+    labels: Sequence[Sequence[str]], partition: Sequence[str], split: ClassSplit
+) -> npt.NDArray[np.bool_]:
+    """Return a mask of the rows of seen classes: all partitions of pseudo-unseen ones, train (and val) of the others."""
+    seen = training_rows(labels, split, refit=True)
+    held_out = frozenset(split.pseudo_unseen)
+    pseudo = np.array([not held_out.isdisjoint(names) for names in labels], dtype=np.bool_)
+    used = np.isin(np.array(partition, dtype="U5"), ("train", "val") if split.kind == "none" else ("train",))
+    return seen & (pseudo | used)
+
+
+def _meta(
+    config: Config, split: ClassSplit, info: Mapping[str, Any], architecture: dict[str, Any], outcome: Outcome
+) -> CheckpointMeta:
+    teacher, blocks = info["teacher"], build_model(architecture).blocks
+    return CheckpointMeta(
+        architecture=architecture,
+        blocks=tuple(BlockRecord(**asdict(block)) for block in blocks),
+        label_temperature=outcome.label_temperature,
+        label_weight=outcome.label_weight,
+        image_backbone=info["image_backbone"],
+        text_backbone=info["text_backbone"],
+        # A thousand class names belong to the backbone, not to every checkpoint.
+        teacher=teacher and {name: value for name, value in teacher.items() if name != "class_names"},
+        preprocessing=info["image_backbone"]["spec"],
+        region_grid=config.model.region_grid or info["region_grid"],
+        max_tokens=info["max_tokens"],
+        selection=outcome.selection,
+        recipe=config.recipe,
+        config=config.model_dump(mode="json"),
+        split=json.loads(split.to_json()),
+    )
