@@ -7,7 +7,6 @@ come from the checkpoint (or the configuration, which the report then says).
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from zscmr_ray.claim import Claim, open_stage
@@ -23,10 +22,17 @@ from zscmr_ray.manifest import (
 )
 from zscmr_ray.models.base import LABEL
 from zscmr_ray.retrieval.protocol import ClassGroups, evaluate_method
-from zscmr_ray.retrieval.searches import DIRECTIONS, Searchable, Towers, variants
+from zscmr_ray.retrieval.searches import DIRECTIONS, Towers
 from zscmr_ray.stages import StageResult, require_pairs, stage_store
 from zscmr_ray.stages.evaluate_examples import make_examples
 from zscmr_ray.stages.measure.baselines import Baseline, make_baselines
+from zscmr_ray.stages.measure.external import (
+    External,
+    external_note,
+    external_rows,
+    find_externals,
+    fingerprints,
+)
 from zscmr_ray.stages.measure.facts import (
     class_groups,
     class_split,
@@ -35,9 +41,8 @@ from zscmr_ray.stages.measure.facts import (
     method_name,
     notes,
     selection_note,
-    variant_name,
 )
-from zscmr_ray.stages.measure.pair_rows import pair_rows
+from zscmr_ray.stages.measure.methods import model_rows, used_label_weight
 from zscmr_ray.stages.measure.rows import (
     EncodedRows,
     choose_ids,
@@ -45,10 +50,10 @@ from zscmr_ray.stages.measure.rows import (
     read_pairs_table,
     read_thumbnails,
 )
+from zscmr_ray.stages.measure.unseen import Looks, count_unseen
 from zscmr_ray.stages.report import EXAMPLES, REPORT, plain_values, render_report
 from zscmr_ray.stages.report.tables import main_method, text_summary
-
-COUNTER = "unseen_evaluations.json"
+from zscmr_ray.storage import Store
 
 
 def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
@@ -61,21 +66,20 @@ def run_evaluate(config: Config, *, overwrite: bool = False) -> StageResult:
         stage_store(config, stage) for stage in ("preprocess", "train", "evaluate")
     )
     pairs, trained = require_pairs(pairs_store), require_manifest(checkpoint_store, "train")
+    externals = find_externals(config.evaluate.embeddings)
     key = StageKey(
         stage="evaluate",
         config=config.stage_config("evaluate"),
-        input_fingerprint=hash_json([pairs.fingerprint, trained.fingerprint]),
+        input_fingerprint=hash_json([pairs.fingerprint, trained.fingerprint, *fingerprints(externals)]),
     )
-    # Read before the directory is claimed: --overwrite clears it, but what was looked at stays looked at.
-    counter = Counter(store.read_json(COUNTER)) if store.exists(COUNTER) else Counter()
     with open_stage(store, key, overwrite=overwrite) as claim:
         done = claim.complete
         if done is not None:
             return StageResult("evaluate", store.uri, skipped=True, counts=done.counts, info=done.info)
-        return _evaluate(config, claim, pairs, counter)
+        return _evaluate(config, claim, pairs, externals)
 
 
-def _evaluate(config: Config, claim: Claim, pairs: Manifest, counter: Counter[str]) -> StageResult:
+def _evaluate(config: Config, claim: Claim, pairs: Manifest, externals: list[External]) -> StageResult:
     pairs_store, checkpoint_store = (stage_store(config, stage) for stage in ("preprocess", "train"))
     model, meta = load_checkpoint(checkpoint_store)
     check_inputs(pairs, meta)
@@ -83,34 +87,40 @@ def _evaluate(config: Config, claim: Claim, pairs: Manifest, counter: Counter[st
     split = class_split(meta)
     table = read_pairs_table(pairs_store, pairs, split)
     ids, num_without_group = choose_ids(table, groups)
-    rows = encode_rows(pairs_store, pairs, model, ids=ids, batch_rows=config.evaluate.batch_rows, split=split)
-    counter[meta.fingerprint] += 1
-    claim.store.write_json(COUNTER, dict(counter))
-    label_weight = meta.label_weight if config.evaluate.label_weight is None else config.evaluate.label_weight
-    ours = variants(rows.image_ND, rows.text_MD, model.blocks, label_weight=label_weight)
-    teacher = pairs.info["teacher"]
-    teacher_names = teacher["class_names"] if teacher else None
+    rows = encode_rows(
+        pairs_store,
+        pairs,
+        model,
+        ids=ids,
+        batch_rows=config.evaluate.batch_rows,
+        region_grid=meta.region_grid,
+        split=split,
+    )
+    looks = count_unseen(Store(config.data.run_uri), meta.fingerprint) if groups.unseen else Looks(0, 0)
+    mine = model_rows(model, meta, rows, config.evaluate)
     others = [
-        *pair_rows(model, rows, ours, name=method_name(meta), section=config.evaluate),
-        *make_baselines(rows, groups, meta, teacher_names),
+        *make_baselines(rows, groups, pairs.info),
+        *external_rows(externals, rows, label_weight=config.evaluate.label_weight),
     ]
     report = make_report(
         config,
         rows=rows,
         groups=groups,
         meta=meta,
-        ours=ours,
-        others=others,
+        methods=[*mine, *others],
         facts={
             "num_without_group": num_without_group,
-            "teacher_names": teacher_names,
-            "unseen_evaluations": counter[meta.fingerprint],
-            "label_weight": label_weight,
+            "teacher_names": pairs.info["teacher"] and pairs.info["teacher"]["class_names"],
+            "looks": looks,
+            "pairs_fingerprint": pairs.fingerprint,
+            "notes": external_note(externals),
         },
     )
+    towers = next(one.towers for one in mine if one.key == report["main"])
+    assert isinstance(towers, Towers), "the main row is one by vector"
     examples = make_examples(
         rows,
-        ours[report["main"]],
+        towers,
         groups,
         num_queries=config.evaluate.num_gallery_queries,
         crop_fraction=float(pairs.info["image_backbone"]["spec"]["crop_fraction"]),
@@ -145,19 +155,14 @@ def make_report(
     rows: EncodedRows,
     groups: ClassGroups,
     meta: CheckpointMeta,
-    ours: dict[str, Towers],
-    others: list[Baseline],
+    methods: list[Baseline],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Return report.json: the numbers of every method and everything that says how they came about."""
-    settings = {"num_resamples": config.evaluate.bootstrap_resamples, "seed": config.evaluate.seed}
-    name = method_name(meta)
-    methods: list[tuple[str, str, Searchable]] = [
-        (key, f"{name}, {variant_name(meta, key)}", towers) for key, towers in ours.items()
-    ]
-    methods += [(one.key, one.name, one.towers) for one in others if one.towers is not None]
+    section = config.evaluate
+    has_labels = LABEL in {block.name for block in meta.blocks}
     report = {
-        "title": f"Zero-shot image–text retrieval: {name}",
+        "title": f"Zero-shot image–text retrieval: {method_name(meta)}",
         "model": describe_model(meta),
         "data": describe_data(
             rows,
@@ -165,22 +170,33 @@ def make_report(
             meta,
             num_without_group=facts["num_without_group"],
             teacher_names=facts["teacher_names"],
-        ),
+        )
+        | {"pairs_fingerprint": facts["pairs_fingerprint"]},
         "settings": {
-            **settings,
-            "label_weight": facts["label_weight"] if LABEL in {block.name for block in meta.blocks} else 0.0,
+            "num_resamples": section.bootstrap_resamples,
+            "seed": section.seed,
+            "label_weight": used_label_weight(meta, section) if has_labels else 0.0,
             "label_temperature": meta.label_temperature,
-            "label_weight_from_config": config.evaluate.label_weight is not None,
+            "label_weight_from_config": section.label_weight is not None,
         },
         "selection": meta.selection,
         "selection_note": selection_note(meta),
-        "unseen_evaluations": facts["unseen_evaluations"],
+        "unseen_evaluations": facts["looks"].with_model,
+        "unseen_evaluations_in_run": facts["looks"].in_all,
         "methods": [
-            {"key": key, "name": name} | evaluate_method(towers, rows.corpus, groups, **settings)
-            for key, name, towers in methods
+            {"key": one.key, "name": one.name}
+            | evaluate_method(
+                one.towers,
+                rows.corpus,
+                groups,
+                num_resamples=section.bootstrap_resamples,
+                seed=section.seed,
+            )
+            for one in methods
+            if one.towers is not None
         ],
-        "not_run": [{"name": one.name, "reason": one.reason} for one in others if one.towers is None],
-        "notes": notes(groups),
+        "not_run": [{"name": one.name, "reason": one.reason} for one in methods if one.towers is None],
+        "notes": [*notes(groups), *facts["notes"]],
     }
     report["main"] = main_method(report)["key"]
     return plain_values(report)

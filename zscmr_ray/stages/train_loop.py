@@ -6,25 +6,21 @@ object store, a restarted worker needs nobody, and the features of unseen classe
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TextIO
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zscmr_ray.config import Config
 from zscmr_ray.data.no_leak import rule_table
 from zscmr_ray.data.pairs import COLUMNS, PairFeatures, load_pair_features
-from zscmr_ray.data.splits import ClassSplit, training_rows
-from zscmr_ray.engine.base import model_architecture
-from zscmr_ray.engine.checkpoint import BlockRecord, CheckpointMeta, save_checkpoint
+from zscmr_ray.data.splits import ClassSplit
+from zscmr_ray.engine.checkpoint import save_checkpoint
 from zscmr_ray.engine.collectives import rank
-from zscmr_ray.engine.run import MakeEngine, Outcome, TrainingRun
+from zscmr_ray.engine.run import MakeEngine
+from zscmr_ray.engine.trained import train_model, wanted_rows
 from zscmr_ray.errors import ConfigError, TrainingError
-from zscmr_ray.models.build import build_model
 from zscmr_ray.storage import Store
 
 
@@ -71,30 +67,19 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
 def train_worker(job: TrainJob, *, make_engine: MakeEngine, device: str = "cpu") -> dict[str, Any]:
     """Train and, on rank 0, write the checkpoint's files; returns its fingerprint and the selection. No Ray needed."""
-    features = read_features(job)
-    architecture = model_architecture(
-        job.config,
-        image_channels=int(job.info["image_channels"]),
-        text_channels=int(job.info["token_channels"]),
-        num_classes=int(job.info["num_classes"] or 0),
-    )
-    run = TrainingRun(
+    trained = train_model(
         job.config,
         job.split,
-        features,
-        architecture=architecture,
+        read_features(job),
+        info=job.info,
         store=job.checkpoint,
         make_engine=make_engine,
         device=device,
         stream=job.stream,
     )
-    outcome = run.run()
     if rank() != 0:
         return {}
-    model = build_model(architecture)
-    model.load_state_dict(outcome.weights)
-    meta = checkpoint_meta(job, architecture, outcome)
-    signed = save_checkpoint(job.checkpoint, model, meta)
+    signed = save_checkpoint(job.checkpoint, trained.model, trained.meta)
     return {"fingerprint": signed.fingerprint, "selection": signed.selection}
 
 
@@ -107,38 +92,7 @@ def read_features(job: TrainJob) -> PairFeatures:
         keep=lambda table: wanted_rows(
             table.column("labels").to_pylist(), table.column("partition").to_pylist(), job.split
         ),
-    )
-
-
-def wanted_rows(labels: list[list[str]], partition: list[str], split: ClassSplit) -> npt.NDArray[np.bool_]:
-    """Return a mask of the rows of seen classes: all partitions of pseudo-unseen ones, train (and val) of the others."""
-    seen = training_rows(labels, split, refit=True)
-    held_out = frozenset(split.pseudo_unseen)
-    pseudo = np.array([not held_out.isdisjoint(names) for names in labels], dtype=np.bool_)
-    used = np.isin(np.array(partition, dtype="U5"), ("train", "val") if split.kind == "none" else ("train",))
-    return seen & (pseudo | used)
-
-
-def checkpoint_meta(job: TrainJob, architecture: dict[str, Any], outcome: Outcome) -> CheckpointMeta:
-    """Return what the checkpoint says about itself; the fingerprint is added when it is saved."""
-    info, model = job.info, build_model(architecture)
-    teacher = info["teacher"]
-    return CheckpointMeta(
-        architecture=architecture,
-        blocks=tuple(BlockRecord(**asdict(block)) for block in model.blocks),
-        label_temperature=outcome.label_temperature,
-        label_weight=outcome.label_weight,
-        image_backbone=info["image_backbone"],
-        text_backbone=info["text_backbone"],
-        # A thousand class names belong to the backbone, not to every checkpoint.
-        teacher=teacher and {name: value for name, value in teacher.items() if name != "class_names"},
-        preprocessing=info["image_backbone"]["spec"],
-        region_grid=info["region_grid"],
-        max_tokens=info["max_tokens"],
-        selection=outcome.selection,
-        recipe=job.config.recipe,
-        config=job.config.model_dump(mode="json"),
-        split=json.loads(job.split.to_json()),
+        region_grid=job.config.model.region_grid,
     )
 
 

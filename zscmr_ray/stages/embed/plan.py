@@ -90,7 +90,11 @@ def _from_pairs(config: Config, place: ModelPlace, facts: ModelFacts) -> EmbedPl
     has_thumbnails = section.thumbnails and IMAGE in sides
     thumbnail = ("thumbnail",) if has_thumbnails else ()
     if misfit is None:
-        cached = FeatureShapes(pairs.info["num_regions"], pairs.info["token_channels"])
+        cached = FeatureShapes(
+            pairs.info["num_regions"],
+            pairs.info["token_channels"],
+            facts.region_grid if IMAGE in sides else None,
+        )
         source = FeatureSource(store, (*COLUMNS, *thumbnail), section.chunk_rows)
         said = "features cached by preprocess are reused (backbone weights match)"
     else:
@@ -153,14 +157,19 @@ def find_misfit(info: dict[str, Any], meta: CheckpointMeta, sides: tuple[str, ..
                 got=f"{info[name]['id']} {info[name]['weights_sha256']} (pairs)",
                 expected=f"{record.id} {record.weights_sha256} (checkpoint)",
             )
-    for name, side in (("region_grid", IMAGE), ("max_tokens", TEXT)):
-        if side in sides and info[name] != getattr(meta, name):
-            return _misfit(
-                f"the pairs' {name} is not the checkpoint's",
-                got=f"{info[name]} (pairs)",
-                expected=f"{getattr(meta, name)} (checkpoint)",
-            )
-    return None
+    # A larger cached grid is pooled to the checkpoint's, as its training did.
+    fits = {
+        "region_grid": IMAGE not in sides or info["region_grid"] >= meta.region_grid,
+        "max_tokens": TEXT not in sides or info["max_tokens"] == meta.max_tokens,
+    }
+    wrong = [name for name, does_fit in fits.items() if not does_fit]
+    if not wrong:
+        return None
+    return _misfit(
+        f"the pairs' {wrong[0]} is not the checkpoint's",
+        got=f"{info[wrong[0]]} (pairs)",
+        expected=f"{getattr(meta, wrong[0])} (checkpoint)",
+    )
 
 
 def _no_cache(pairs: Manifest, facts: ModelFacts, sides: tuple[str, ...]) -> RefusedError:

@@ -8,7 +8,7 @@ dropped as soon as a part is encoded. What it is not: the numbers (`retrieval/pr
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -111,9 +111,10 @@ def encode_rows(
     *,
     ids: Collection[str],
     batch_rows: int,
+    region_grid: int | None = None,
     split: ClassSplit | None = None,
 ) -> EncodedRows:
-    """Encode the chosen rows with both sides of the model, part by part, without noise."""
+    """Encode the chosen rows with both sides of the model, part by part, without noise; `region_grid` is the model's."""
     shape = manifest.info
     wanted = pa.array(sorted(ids))
     parts = []
@@ -126,11 +127,22 @@ def encode_rows(
                 keep=lambda rows: pc.is_in(rows.column("id"), value_set=wanted).to_numpy(
                     zero_copy_only=False
                 ),
+                region_grid=region_grid,
             )
             if len(features):
-                parts.append(_encode(features, model, batch_rows=batch_rows))
+                parts.append(encode_features(features, model, batch_rows=batch_rows))
                 progress.advance(len(features))
     return _join(parts)
+
+
+def read_features(store: Store, manifest: Manifest, *, region_grid: int | None = None) -> PairFeatures:
+    """Read all pairs' features into memory, in the order of the parts."""
+    return load_pair_features(
+        _tables(store, manifest, COLUMNS),
+        num_regions=int(manifest.info["num_regions"]),
+        token_channels=int(manifest.info["token_channels"]),
+        region_grid=region_grid,
+    )
 
 
 def read_thumbnails(store: Store, manifest: Manifest, ids: Collection[str]) -> dict[str, bytes]:
@@ -157,21 +169,42 @@ def _tables(
         yield table if split is None else rule_table(table, split)
 
 
+def pooled_features(features: PairFeatures, *, batch_rows: int = 256) -> EncodedRows:
+    """Return rows that are in memory without a model: the baselines' features, and vectors of no columns."""
+    items = range(0, len(features), batch_rows)
+    captions = range(0, features.num_captions, batch_rows)
+    image_means = [
+        features.regions_NRD[start : start + batch_rows].astype(np.float32).mean(1) for start in items
+    ]
+    text_means = [_text_means(features, start, batch_rows) for start in captions]
+    return EncodedRows(
+        corpus=_corpus(features),
+        captions=[text for texts_of_item in features.captions for text in texts_of_item],
+        image_ND=np.empty((len(features), 0), np.float32),
+        text_MD=np.empty((features.num_captions, 0), np.float32),
+        weights_NR=None,
+        image_mean_NF=np.concatenate(image_means),
+        text_mean_MF=np.concatenate(text_means),
+        prior_logits_NC=_priors(features),
+        pairs=None,
+    )
+
+
 @torch.inference_mode()
-def _encode(features: PairFeatures, model: AlignmentModel, *, batch_rows: int) -> EncodedRows:
+def encode_features(features: PairFeatures, model: AlignmentModel, *, batch_rows: int) -> EncodedRows:
+    """Encode rows that are in memory; see `encode_rows`."""
     device = next(model.parameters()).device
-    images, weights, image_means = [], [], []
+    images, weights = [], []
     image_pairs, text_pairs = [], []
     for start in range(0, len(features), batch_rows):
         regions_BRD = torch.from_numpy(features.regions_NRD[start : start + batch_rows].astype(np.float32))
         output = model.encode_image(regions_BRD.to(device))
         images.append(model.vectors(output).cpu().numpy())
-        image_means.append(regions_BRD.mean(1).numpy())
         if output.weights_BR is not None:
             weights.append(output.weights_BR.float().cpu().numpy())
         if model.scores_pairs:
             image_pairs.append(keep_pairs(output))
-    texts, text_means = [], []
+    texts = []
     for start in range(0, features.num_captions, batch_rows):
         places = np.arange(start, min(start + batch_rows, features.num_captions))
         tokens_BLD, lengths_B = features.padded_tokens(places)
@@ -179,20 +212,31 @@ def _encode(features: PairFeatures, model: AlignmentModel, *, batch_rows: int) -
         texts.append(model.vectors(output).cpu().numpy())
         if model.scores_pairs:
             text_pairs.append(keep_pairs(output))
-        # Padding is zero, so the sum runs over true tokens only.
-        text_means.append((tokens_BLD.sum(1) / lengths_B[:, None]).numpy())
-    prior = features.prior_logits_NC
-    return EncodedRows(
-        corpus=Corpus(features.ids, features.labels, features.partition, features.caption_item_M),
-        captions=[text for texts_of_item in features.captions for text in texts_of_item],
+    return replace(
+        pooled_features(features, batch_rows=batch_rows),
         image_ND=np.concatenate(images),
         text_MD=np.concatenate(texts),
         weights_NR=np.concatenate(weights) if weights else None,
-        image_mean_NF=np.concatenate(image_means),
-        text_mean_MF=np.concatenate(text_means),
-        prior_logits_NC=None if prior is None else prior.astype(np.float32),
         pairs=(join_pairs(image_pairs), join_pairs(text_pairs)) if model.scores_pairs else None,
     )
+
+
+def _text_means(features: PairFeatures, start: int, batch_rows: int) -> FloatArray:
+    """The mean of each caption's tokens, by sums between its first token and the next caption's."""
+    starts_M1 = features.token_starts_M1[start : start + batch_rows + 1]
+    values_TD = features.token_values_TD[starts_M1[0] : starts_M1[-1]].astype(np.float32)
+    sums_BD = np.add.reduceat(values_TD, starts_M1[:-1] - starts_M1[0])
+    means_BD = sums_BD / np.diff(starts_M1)[:, None]
+    return means_BD.astype(np.float32)
+
+
+def _corpus(features: PairFeatures) -> Corpus:
+    return Corpus(features.ids, features.labels, features.partition, features.caption_item_M)
+
+
+def _priors(features: PairFeatures) -> FloatArray | None:
+    prior = features.prior_logits_NC
+    return None if prior is None else prior.astype(np.float32)
 
 
 def _join(parts: Sequence[EncodedRows]) -> EncodedRows:
