@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zscmr_ray.claim import Update
 from zscmr_ray.config import Config
-from zscmr_ray.manifest import Manifest, StageKey, input_fingerprint
+from zscmr_ray.manifest import TALLY, Manifest, StageKey, input_fingerprint
 from zscmr_ray.stages import StageResult, stage_store
 from zscmr_ray.stages.plane.chunks import EncoderBuilder, Shard, Source
 from zscmr_ray.stages.plane.directory import run_directory
@@ -57,6 +57,7 @@ def run_preprocess(
         _print_rejects(manifest)
         if config.data.caption_classes != "none":
             print(f"{STAGE}: {coverage_line(store, manifest)}", file=sys.stderr)
+        _print_unknown_words(manifest)
     return _result(store, manifest, skipped=skipped)
 
 
@@ -155,6 +156,13 @@ def _print_rejects(manifest: Manifest) -> None:
     if codes:
         listed = ", ".join(f"{count} {code}" for code, count in codes.items())
         print(f"{STAGE}: rejected {listed} (reasons in rejected/)", file=sys.stderr)
+
+
+def _print_unknown_words(manifest: Manifest) -> None:
+    words, unknown = (manifest.counts.get(f"{TALLY}{name}", 0) for name in ("words", "words_unknown"))
+    if unknown:
+        share = f"{unknown} of {words} caption words ({100 * unknown / words:.1f}%)"
+        print(f"{STAGE}: {share} have no word vector and share the mean of all", file=sys.stderr)
 
 
 def _result(store: Store, manifest: Manifest, *, skipped: bool) -> StageResult:
