@@ -74,3 +74,13 @@ def test_methods_by_vector_have_one_row(tmp_path: Path, architecture: dict[str, 
     report = evaluated(small_config(str(tmp_path)), architecture)
     assert report["methods"][0]["name"] == name
     assert [one["key"] for one in report["methods"]] == ["regions", "cca", "ridge", "conse"]
+
+
+@pytest.mark.parametrize(("attention", "has_maps"), [("fused", True), ("self", True), ("mean", False)])
+def test_attention_over_regions_reaches_the_page(tmp_path: Path, attention: str, has_maps: bool) -> None:
+    config = small_config(str(tmp_path))
+    evaluated(config, {"method": "inn", "attention": attention, "attention_width": 4})
+    store = stage_store(config, "evaluate")
+    maps = store.read_json("examples.json")["heat_maps"]
+    assert bool(maps) == has_maps
+    assert ("What the image side looks at" in store.read_bytes("report.html").decode()) == has_maps
