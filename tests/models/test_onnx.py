@@ -47,8 +47,12 @@ def pixels(count: int) -> torch.Tensor:
     ("method", "settings"),
     [
         ("fgan", {"ratio": 0.3, "latent": 8, "num_heads": 2}),
-        ("fgan", {"selection": "mean", "latent": 8, "text_trunk": "linear", "num_heads": 2}),
-        ("inn", {"attention": "fused"}),
+        pytest.param(
+            "fgan",
+            {"selection": "mean", "latent": 8, "text_trunk": "linear", "num_heads": 2},
+            marks=pytest.mark.long,
+        ),
+        pytest.param("inn", {"attention": "fused"}, marks=pytest.mark.long),
         ("tower", {"tower": "mlp"}),
     ],
     ids=["fgan", "fgan-mean", "imfa", "tower"],
