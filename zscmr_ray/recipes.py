@@ -144,6 +144,11 @@ def supcon() -> Config:
     return vary(infonce(), recipe="supcon", loss={"same_class": "positive", "temperature": 0.4})
 
 
+def best() -> Config:
+    """This project's own method for unseen classes: closed-form alignments in one vector (models/best.py)."""
+    return vary(fgan(), recipe="best", model={"method": "best"})
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -163,6 +168,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         zs_inn,
         infonce,
         supcon,
+        best,
     )
 }
 WITH_NUMBER: dict[str, Callable[[float], Config]] = {

@@ -13,11 +13,12 @@ from zscmr_ray.config.base import Section, setting
 class ModelSection(Section):
     """The alignment network."""
 
-    method: Literal["fgan", "inn", "tower"] = setting(
+    method: Literal["fgan", "inn", "tower", "best"] = setting(
         "fgan",
         "output",
         "fgan = fine-grained alignment network; inn = inner product with attention over regions (IMFA); tower = two towers "
-        "over pooled features. Fields that a method does not read say whose they are",
+        "over pooled features; best = closed-form alignments in one vector, nothing to set. Fields that a method does not "
+        "read say whose they are",
     )
     region_grid: int | None = setting(
         None,

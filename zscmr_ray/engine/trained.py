@@ -19,9 +19,10 @@ from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.data.splits import ClassSplit, training_rows
 from zscmr_ray.engine.base import model_architecture
 from zscmr_ray.engine.checkpoint import BlockRecord, CheckpointMeta
+from zscmr_ray.engine.fitted import fit_method
 from zscmr_ray.engine.run import MakeEngine, Outcome, TrainingRun
 from zscmr_ray.models.base import AlignmentModel
-from zscmr_ray.models.build import build_model
+from zscmr_ray.models.build import build_model, is_fitted
 from zscmr_ray.storage import Store
 
 
@@ -54,17 +55,20 @@ def train_model(
         text_channels=int(info["token_channels"]),
         num_classes=int(info["num_classes"] or 0),
     )
-    run = TrainingRun(
-        config,
-        split,
-        features,
-        architecture=architecture,
-        store=store,
-        make_engine=make_engine,
-        device=device,
-        stream=stream,
+    outcome = (
+        fit_method(config, split, features, architecture=architecture, info=info, stream=stream)
+        if is_fitted(architecture)
+        else TrainingRun(
+            config,
+            split,
+            features,
+            architecture=architecture,
+            store=store,
+            make_engine=make_engine,
+            device=device,
+            stream=stream,
+        ).run()
     )
-    outcome = run.run()
     model = build_model(architecture)
     model.load_state_dict(outcome.weights)
     model.label_temperature = outcome.label_temperature

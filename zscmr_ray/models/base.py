@@ -83,6 +83,8 @@ class AlignmentModel(nn.Module, ABC):
     label_temperature: float = 1.0
     scores_pairs: bool = False
     """Whether `score_pairs` exists: a score of an image and a text that no two vectors give."""
+    is_fitted: bool = False
+    """Whether the model is fitted in closed form (engine/fitted.py) and not trained by gradient."""
 
     @property
     @abstractmethod

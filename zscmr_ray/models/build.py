@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.base import AlignmentModel, build_seeded, read_settings
+from zscmr_ray.models.best import Best, BestSettings
 from zscmr_ray.models.fgan import Fgan, FganSettings
 from zscmr_ray.models.imfa import Inn, InnSettings
 from zscmr_ray.models.tower import TowerSettings, TwoTowers
 
-METHODS: dict[str, tuple[type[Any], Callable[[Any], AlignmentModel]]] = {
+METHODS: dict[str, tuple[type[Any], type[Any]]] = {
+    "best": (BestSettings, Best),
     "fgan": (FganSettings, Fgan),
     "inn": (InnSettings, Inn),
     "tower": (TowerSettings, TwoTowers),
@@ -24,7 +26,14 @@ def build_model(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentM
     """Build the model that `architecture()` describes, initial weights by `seed`. Raises ConfigError if unknown."""
     settings_type, model_type = _method(architecture)
     settings = read_settings(settings_type, architecture, needed=_CHANNELS)
-    return build_seeded(lambda: model_type(settings), seed=seed)
+    model: AlignmentModel = build_seeded(lambda: model_type(settings), seed=seed)
+    return model
+
+
+def is_fitted(architecture: Mapping[str, Any]) -> bool:
+    """Return whether the described model is fitted in closed form and not trained by gradient."""
+    _, model_type = _method(architecture)
+    return bool(model_type.is_fitted)
 
 
 def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +43,7 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": values["method"]} | {name: value for name, value in values.items() if name in known}
 
 
-def _method(values: Mapping[str, Any]) -> tuple[type[Any], Callable[[Any], AlignmentModel]]:
+def _method(values: Mapping[str, Any]) -> tuple[type[Any], type[Any]]:
     found = METHODS.get(str(values.get("method")))
     if found is None:
         raise ConfigError("unknown alignment method", got=values.get("method"), expected=", ".join(METHODS))

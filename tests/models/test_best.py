@@ -1,0 +1,176 @@
+"""`best`: its moments against loops, plain CCA as the special case, one unit vector of weighed parts, kept on disk whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from zscmr_ray.errors import ConfigError, DataError
+from zscmr_ray.models.alignment_statistics import (
+    PairRows,
+    canonical_directions,
+    cross_covariance,
+    discriminants,
+    regression,
+    side_moments,
+)
+from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
+from zscmr_ray.models.best import PARTS, Best, BestSettings
+from zscmr_ray.models.build import build_model
+from zscmr_ray.models.cca import CCA
+from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
+
+F, D, C = 7, 5, 6
+
+
+def make_rows(num: int = 60, seed: int = 0) -> PairRows:
+    rng = np.random.default_rng(seed)
+    class_N = rng.integers(0, 4, num)
+    image = rng.normal(size=(4, F))[class_N] + rng.normal(size=(num, F)) + 1
+    text = rng.normal(size=(4, D))[class_N] + rng.normal(size=(num, D)) - 1
+    return PairRows(image.astype(np.float32), text.astype(np.float32), class_N)
+
+
+def make_head(seed: int = 1) -> TeacherHead:
+    generator = torch.Generator().manual_seed(seed)
+    names, first = (
+        torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=1) for _ in range(2)
+    )
+    return TeacherHead(
+        torch.randn(C, F, generator=generator), torch.randn(C, generator=generator), names, first
+    )
+
+
+def fitted(**settings: float) -> Best:
+    model = Best(BestSettings(F, D, C, **settings))  # type: ignore[arg-type]
+    model.fit(make_rows(), make_head())
+    return model.eval()
+
+
+def test_moments_are_those_of_the_equations() -> None:
+    rows, a = make_rows(), 0.3
+    image, text = (side_moments(side, rows.class_N) for side in (rows.image_NF, rows.text_ND))
+    found = cross_covariance(image, text, class_share=a)
+    x, y = rows.image_NF.astype(float), rows.text_ND.astype(float)
+    x, y = x - x.mean(0), y - y.mean(0)
+    expected, within, total = np.zeros((F, D)), np.zeros((F, F)), np.zeros((F, F))
+    for n, label in enumerate(rows.class_N):
+        same = rows.class_N == label
+        expected += (1 - a) * np.outer(x[n], y[n]) + a * np.outer(x[same].mean(0), y[same].mean(0))
+        within += np.outer(x[n] - x[same].mean(0), x[n] - x[same].mean(0))
+        total += np.outer(x[n], x[n])
+    np.testing.assert_allclose(found, expected / (len(x) - 1), atol=1e-9)
+    np.testing.assert_allclose(image.within_DD, within / (len(x) - 1), atol=1e-9)
+    np.testing.assert_allclose(image.total_DD, total / (len(x) - 1), atol=1e-9)
+
+
+def test_without_classes_the_directions_are_cca_s() -> None:
+    rows = make_rows()
+    image, text = (side_moments(side, rows.class_N) for side in (rows.image_NF, rows.text_ND))
+    cross = cross_covariance(image, text, class_share=0.0)
+    found = canonical_directions(image, text, cross, regularisation=(3.0, 3.0), num_components=4)
+    cca = CCA.fit(rows.image_NF, rows.text_ND, num_components=4, regularisation=3.0)
+    np.testing.assert_allclose(found[0], cca.image_projection_DK, atol=1e-6)
+    np.testing.assert_allclose(found[1], cca.text_projection_DK, atol=1e-6)
+
+
+def test_regression_solves_its_normal_equations() -> None:
+    rows = make_rows()
+    text = side_moments(rows.text_ND, rows.class_N)
+    cross = np.arange(D * 3.0).reshape(D, 3)
+    solved = regression(text, cross, regularisation=2.0)
+    ridge = 2.0 * np.trace(text.total_DD) / D
+    np.testing.assert_allclose((text.total_DD + ridge * np.eye(D)) @ solved, cross, atol=1e-9)
+
+
+def test_discriminants_are_scikit_learns_and_take_the_largest_classes() -> None:
+    rows = make_rows(num=300)
+    image = side_moments(rows.image_NF, rows.class_N)
+    weight, offset = discriminants(image, rows.class_N, regularisation=1e-9, max_classes=4)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.25] * 4).fit(rows.image_NF, rows.class_N)
+    expected, ours = reference.decision_function(rows.image_NF), image.rows_ND @ weight + offset
+    np.testing.assert_array_equal(ours.argmax(1), expected.argmax(1))
+    assert ours.std() == pytest.approx(1.0)
+    # One class of three rows and one of a single row: the first is the smallest that counts.
+    class_N = np.array([0] * 10 + [1] * 3 + [2] + [3] * 286)
+    image = side_moments(rows.image_NF, class_N)
+    for most, num in ((2, 2), (9, 3)):
+        assert discriminants(image, class_N, regularisation=1.0, max_classes=most)[0].shape == (F, num)
+
+
+def test_a_vector_is_its_weighed_unit_parts_and_no_part_is_left_out() -> None:
+    model = fitted()
+    image, text = torch.rand(3, 4, F), torch.rand(2, 5, D)
+    lengths = torch.tensor([5, 5])
+    parts = [
+        one @ other.T
+        for one, other in zip(model.image_parts(image.mean(1)), model.text_parts(text.mean(1)), strict=True)
+    ]
+    weights = {"named": 4.0, "semantic": 3.0, "seen": 2.0, "correlated": 1.0}
+    model.set_part_weights(weights)
+    vectors = model.vectors(model.encode_image(image)), model.vectors(model.encode_text(text, lengths))
+    for side in vectors:
+        torch.testing.assert_close(side.norm(dim=1), torch.ones(len(side)))
+    expected = sum(weights[name] / 10 * part for name, part in zip(PARTS, parts, strict=True))
+    torch.testing.assert_close(vectors[0] @ vectors[1].T, expected)
+    for name in PARTS:
+        model.set_part_weights({**weights, name: 0.0})
+        without = model.encode_image(image).region_BD @ model.encode_text(text, lengths).region_BD.T  # type: ignore[operator, union-attr]
+        assert not torch.allclose(without, expected, atol=1e-3), name
+
+
+def test_padding_does_not_count() -> None:
+    model, text = fitted(), torch.rand(1, 3, D)
+    padded = torch.cat([text, torch.full((1, 2, D), 9.0)], dim=1)
+    one = model.encode_text(text, torch.tensor([3])).region_BD
+    torch.testing.assert_close(model.encode_text(padded, torch.tensor([3])).region_BD, one)
+
+
+def test_fitting_twice_and_loading_give_the_same_bytes() -> None:
+    first, second = fitted(), fitted()
+    loaded = build_model(first.architecture())
+    loaded.load_state_dict(first.state_dict())
+    for model in (second, loaded):
+        for name, value in first.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_logits_come_from_the_regions_as_the_backbone_s_do() -> None:
+    image, text = load_image_backbone("tiny"), load_text_backbone("tiny", max_tokens=4)
+    head = read_teacher_head(image, text)
+    pixels = torch.randint(0, 256, (3, 224, 224, 3), dtype=torch.uint8)
+    features = image(pixels, region_grid=7)
+    found = features.regions_BRD.mean(1) @ head.weight_CF.T + head.bias_C
+    assert features.logits_BC is not None
+    torch.testing.assert_close(found, features.logits_BC, atol=1e-4, rtol=1e-4)
+    assert head.name_CD.shape == (len(image.class_names or ()), text.num_channels)
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    model, rows = Best(BestSettings(F, D, C)), make_rows()
+    with pytest.raises(DataError, match="too few pairs"):
+        model.fit(PairRows(rows.image_NF[:2], rows.text_ND[:2], rows.class_N[:2]), make_head())
+    broken = rows.image_NF.copy()
+    broken[3, 1] = np.nan
+    with pytest.raises(DataError, match="finite"):
+        model.fit(PairRows(broken, rows.text_ND, rows.class_N), make_head())
+    with pytest.raises(ConfigError, match="teacher"):
+        Best(BestSettings(F, D, 0))
+    for weights in ({"named": 1.0}, dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, -1.0)):
+        with pytest.raises(ConfigError, match="weights"):
+            model.set_part_weights(weights)
+
+
+def test_few_rows_and_rows_without_classes_are_fitted() -> None:
+    """Fewer directions than columns are zeros; where no class has two rows the part of the trained classes is nothing."""
+    rows = make_rows(num=4)
+    model = Best(BestSettings(F, D, C))
+    model.fit(PairRows(rows.image_NF, rows.text_ND, np.arange(4)), make_head())
+    seen = PARTS.index("seen")
+    parts = model.image_parts(torch.rand(2, F))
+    assert all(torch.isfinite(part).all() for part in parts)
+    assert not parts[seen].any()
+    assert fitted().image_parts(torch.rand(2, F))[seen].norm(dim=1).allclose(torch.ones(2))
