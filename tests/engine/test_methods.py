@@ -70,4 +70,7 @@ def test_a_recipe_s_model_reads_only_its_own_settings(name: str) -> None:
     assert architecture["method"] == config.model.method in METHODS
     narrow = {"width": 16, "latent": 8}
     small = architecture | {name: value for name, value in narrow.items() if name in architecture}
-    assert build_model(small).architecture() == small
+    found = build_model(small).architecture()
+    # What no section sets (all of `best`) has the method's own defaults, and is written down with the rest.
+    assert {name: found[name] for name in small} == small
+    assert found.keys() == small.keys() or config.model.method == "best"

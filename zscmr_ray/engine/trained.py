@@ -72,7 +72,7 @@ def train_model(
     model = build_model(architecture)
     model.load_state_dict(outcome.weights)
     model.label_temperature = outcome.label_temperature
-    return Trained(model.eval(), _meta(config, split, info, architecture, outcome))
+    return Trained(model.eval(), _meta(config, split, info, dict(model.architecture()), outcome))
 
 
 def wanted_rows(

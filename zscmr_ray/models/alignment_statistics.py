@@ -103,7 +103,7 @@ def canonical_directions(
 def regression(side: SideMoments, cross_DT: Matrix, *, regularisation: float) -> Matrix:
     """Return the ridge regression [D, T] from a side's centred features to targets of cross-covariance [D, T]."""
     ridge = _ridge(side.total_DD, regularisation) * np.eye(len(side.total_DD))
-    return np.linalg.solve(side.total_DD + ridge, cross_DT)
+    return np.asarray(np.linalg.solve(side.total_DD + ridge, cross_DT), np.float64)
 
 
 def discriminants(
@@ -118,7 +118,7 @@ def discriminants(
     chosen_S = np.sort(chosen_S[count_S[chosen_S] > 1])
     mean_SD = side.class_ND[first_S[chosen_S]]
     ridge = _ridge(side.within_DD, regularisation) * np.eye(len(side.within_DD))
-    weight_DS = np.linalg.solve(side.within_DD + ridge, mean_SD.T)
+    weight_DS = np.asarray(np.linalg.solve(side.within_DD + ridge, mean_SD.T), np.float64)
     offset_S = -0.5 * np.einsum("sd,ds->s", mean_SD, weight_DS)
     if len(chosen_S) == 0:
         return weight_DS, offset_S

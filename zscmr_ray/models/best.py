@@ -178,7 +178,7 @@ class Best(AlignmentModel):
             # Columns without a class never get a share.
             bias_S = torch.full((settings.max_seen_classes,), -torch.inf)
             bias_S[: len(offset_S)] = torch.from_numpy(offset_S).float()
-            self._set(**{f"{name}_seen": weight_DS, f"{name}_seen_bias": bias_S})
+            self._set(**{f"{name}_seen": torch.from_numpy(weight_DS), f"{name}_seen_bias": bias_S})
         self._centre(image_NF, text_ND)
 
     def set_part_weights(self, weights: Mapping[str, float]) -> None:
