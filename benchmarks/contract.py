@@ -26,12 +26,17 @@ def report(
     detail: dict[str, object],
     seed: int = 0,
 ) -> None:
-    """Print the result as the last line of stdout and write it, with machine and versions, to results/<name>.json."""
+    """Print the result as the last line of stdout and write it, with machine and versions, to results/<name>.json.
+
+    A result without a value never takes the place of a measured one.
+    """
     rounded = None if value is None else round(value, 4)
     result = {"name": name, "value": rounded, "bar": bar, "holds": holds, "unit": unit, "detail": detail}
     RESULTS.mkdir(exist_ok=True)
     record = result | {"machine": machine(), "versions": versions(), "seed": seed}
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    path = RESULTS / f"{name}.json"
+    if value is not None or not path.exists() or json.loads(path.read_text())["value"] is None:
+        path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     print(json.dumps(result, sort_keys=True), flush=True)
 
 
