@@ -139,9 +139,14 @@ def _start(weed: Path, folder: Path, ports: list[int]) -> subprocess.Popen[bytes
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports P for which P and P + 10000 (the server's gRPC twin) are both free."""
+    """Ports P for which P and P + 10000 (the server's gRPC twin) are both free.
+
+    All lie below 32768, where the system's own choices begin, and each of two test processes has a range of its own: a
+    server that was killed finds its ports again.
+    """
     ports: list[int] = []
-    candidate = 20000 + os.getpid() % 5000
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+    candidate = 12000 + os.getpid() % 4000 + 5000 * process
     while len(ports) < count:
         candidate += 7
         if _is_free(candidate) and _is_free(candidate + 10000):

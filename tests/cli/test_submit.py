@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,16 @@ def test_a_job_killed_without_a_word_gives_rays_own_code(
     assert stream.getvalue() == "gone\n"
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """SIGINT as a program of one's own has it: a test process beside others ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("heard_interrupts")
 def test_an_interrupt_here_leaves_the_job_and_exits_130(
     number: signal.Signals,
     tmp_path: Path,
