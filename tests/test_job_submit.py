@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.pairs_run import write_pairs
 from tests.stages.corpus import good_samples, write_tar
+from tests.stages.train_process import long_config
+from zscmr_ray.config import Config
+from zscmr_ray.engine.resume import COMPLETE
 from zscmr_ray.manifest import read_manifest
 from zscmr_ray.storage import Store
 
@@ -110,3 +115,52 @@ def test_a_job_that_cannot_run_says_its_exit_code(cluster: dict[str, str], tmp_p
     without = {**cluster, "RAY_AUTH_MODE": "disabled"}
     refused = subprocess.run([RAY, "job", "list"], env=without, capture_output=True, text=True, check=False)
     assert refused.returncode != 0, "the cluster must ask for a token"
+
+
+def _settings(config: Config) -> list[str]:
+    """A small configuration as command-line words: the sections that a training reads."""
+    default = Config()
+    return [
+        f"--set={section}.{name}={value!r}"
+        for section in ("model", "optim", "train")
+        for name, value in getattr(config, section)
+        if value != getattr(getattr(default, section), name)
+    ]
+
+
+def _zscmr_submit(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    command = [str(Path(PYTHON).with_name("zscmr")), "submit", "train", "--python", PYTHON, *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_stopped_job_goes_on_and_ends_with_the_weights_of_an_undisturbed_one(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """`ray job stop` in the middle: status STOPPED, exit code 130 here, and the same command goes on."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    write_pairs(long_config(stopped))
+    settings = [*_settings(long_config(stopped)), f"--set=data.pairs_uri={stopped / 'pairs'}"]
+    first = _zscmr_submit(cluster, "--run", str(stopped), *settings)
+    deadline_s = time.monotonic() + JOB_LIMIT_S
+    while not list((stopped / "checkpoint" / "engine").glob(f"*/{COMPLETE}")):
+        assert first.poll() is None and time.monotonic() < deadline_s, first.communicate()[0]
+        time.sleep(0.02)
+    assert first.stdout is not None
+    job = re.search(r"--submission-id (\S+)", first.stdout.readline())
+    assert job is not None
+    done = subprocess.run([RAY, "job", "stop", job.group(1)], env=cluster, capture_output=True, check=False)
+    said = first.communicate(timeout=JOB_LIMIT_S)[0]
+    assert done.returncode == 0 and first.returncode == 130, said
+    assert "was stopped" in said and "exit code: 0" not in said
+    assert read_manifest(Store(stopped / "checkpoint")) is None
+    for run in (stopped, whole):
+        process = _zscmr_submit(cluster, "--run", str(run), *settings)
+        said = process.communicate(timeout=JOB_LIMIT_S)[0]
+        assert process.returncode == 0, said
+        assert ("going on from step-" in said) == (run == stopped), said
+    weights = [(run / "checkpoint" / "model.safetensors").read_bytes() for run in (stopped, whole)]
+    assert weights[0] == weights[1]
