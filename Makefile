@@ -37,7 +37,7 @@ chaos: $(STAMP)
 # Each prints one JSON line and writes benchmarks/results/<name>.json. Run it on an otherwise idle machine.
 bench: $(STAMP)
 	set -e; for file in topk_operator search_batch train_overhead preprocess_throughput \
-		embed_decode_bound embed_encode_bound embed_shards evaluate_scale topk_estimator; do \
+		embed_decode_bound embed_encode_bound embed_shards gpu_train gpu_embed evaluate_scale topk_estimator; do \
 		$(EXPORT) $(BIN)/python benchmarks/$$file.py; done
 
 # The generated pages: configuration reference and the schema that editors use for ray_config.yaml.
