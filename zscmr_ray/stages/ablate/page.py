@@ -54,8 +54,9 @@ def markdown(table: Table) -> str:
     ]
     state = f"{table['num_done']} of {table['num_trials']} trials"
     failed = f", {len(table['failures'])} failed" if table["failures"] else ""
+    cost = f"{table['cpu_s'] / 60:.1f} CPU-minutes"
     looks = f"unseen classes were evaluated {table['unseen_evaluations']} times"
-    return "\n\n".join([*blocks, f"{state}{failed}; {looks}."]) + "\n"
+    return "\n\n".join([*blocks, f"{state}{failed}; {cost}; {looks}."]) + "\n"
 
 
 def titles(corpus: Mapping[str, Any]) -> dict[int, str]:

@@ -38,6 +38,7 @@ def make_table(
         "settings": settings,
         "num_trials": len(plan.trials),
         "num_done": sum(trial.name in records for trial in plan.trials),
+        "cpu_s": sum(records[trial.name]["cpu_s"] for trial in plan.trials if trial.name in records),
         "failures": [dict(one) for one in failures],
         "unseen_evaluations": sum(looks.values()),
         "corpora": [_corpus(plan, name, records, looks, settings) for name in plan.corpora],
@@ -156,7 +157,7 @@ def _training(done: Sequence[tuple[Trial, Record]], recipe: str) -> dict[str, An
             found.setdefault(
                 trial.split,
                 {name: record["selection"].get(name) for name in ("score", "chance", "epoch", "steps")}
-                | {"train_s": record["train_s"], "evaluate_s": record["evaluate_s"]},
+                | {name: record[name] for name in ("train_s", "evaluate_s", "cpu_s")},
             )
     return {"selection": found}
 

@@ -54,7 +54,7 @@ def run_trial(
 
     Raises what training and evaluation raise.
     """
-    started_s = time.monotonic()
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
     config = trial.config
     torch.set_num_threads(config.train.threads_per_worker)
     split = configured_split(corpus.features.labels, config.split)
@@ -82,6 +82,8 @@ def run_trial(
             "num_items": len(chosen),
             "train_s": round(trained_s, 1),
             "evaluate_s": round(time.monotonic() - started_s - trained_s, 1),
+            # Beside other work wall time says little: this is what the trial cost.
+            "cpu_s": round(time.process_time() - started_cpu_s, 1),
         }
     )
 
