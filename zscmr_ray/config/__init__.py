@@ -19,9 +19,9 @@ from zscmr_ray.config.operator import (
     RaySection,
     ServeSection,
     SplitSection,
-    TrainSection,
 )
 from zscmr_ray.config.research import LossSection, ModelSection, OptimSection
+from zscmr_ray.config.training import TrainSection
 
 __all__ = [
     "OPERATOR_SECTIONS",

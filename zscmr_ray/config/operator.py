@@ -185,35 +185,6 @@ class PreprocessSection(PlaneSection):
     keep_images: bool = setting(False, "output", "also keep the original image bytes")
 
 
-class TrainSection(Section):
-    """How training runs."""
-
-    num_workers: int = setting(
-        1, "speed", "Ray Train workers (ranks); results agree within 1e-4 in fp32", ge=1
-    )
-    threads_per_worker: int = setting(
-        2, "output", "torch threads of one worker (the last bits depend on it)", ge=1
-    )
-    use_gpu: bool = setting(False, "speed", "one GPU and NCCL per worker, else CPU and gloo")
-    global_batch_size: int = setting(64, "output", "rows of a step over all workers: the contrast set", ge=2)
-    micro_batch_size: int | None = setting(
-        None,
-        "speed",
-        "rows a worker encodes at once; only its whole share is possible (accumulation would shrink the contrast set)",
-        ge=1,
-    )
-    zero_stage: Literal[0, 1, 2, 3] = setting(0, "speed", "DeepSpeed ZeRO stage")
-    precision: Literal["fp32", "bf16"] = setting("fp32", "output", "arithmetic of the step")
-    seed: int = setting(0, "output", "seed of initialisation, order and noise", ge=0)
-    refit: bool = setting(
-        False, "output", "after selection, train anew on all seen classes for the selected steps"
-    )
-    checkpoint_every_steps: int = setting(50, "speed", "steps between resumable checkpoints", ge=1)
-    log_every_steps: int = setting(10, "speed", "steps between two lines of metrics", ge=1)
-    max_failures: int = setting(3, "speed", "worker-group restarts before training gives up", ge=0)
-    keep_checkpoints: int = setting(2, "speed", "newest resumable checkpoints kept", ge=1)
-
-
 class EvaluateSection(Section):
     """What is reported."""
 
