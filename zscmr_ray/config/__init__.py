@@ -17,10 +17,10 @@ from zscmr_ray.config.operator import (
     PlaneSection,
     PreprocessSection,
     RaySection,
-    ServeSection,
     SplitSection,
 )
 from zscmr_ray.config.research import LossSection, ModelSection, OptimSection
+from zscmr_ray.config.serving import ServeSection
 from zscmr_ray.config.training import TrainSection
 
 __all__ = [

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
-
 from zscmr_ray.config.base import Section, nested, setting
-from zscmr_ray.errors import ConfigError
 
 OWN_CHECKPOINT = "checkpoint"
 """`embed.model` of a run that embeds with what it trained."""
@@ -232,39 +229,3 @@ class IndexSection(Section):
     """How vectors are searched."""
 
     kind: Literal["flat"] = setting("flat", "output", "flat = exact inner product")
-
-
-class ServeSection(Section):
-    """The HTTP service."""
-
-    host: str = setting("127.0.0.1", "place", "bind address; anything but loopback needs an API key")
-    port: int = setting(8000, "place", "HTTP port", ge=1, le=65535)
-    api_key_env: str = setting(
-        "ZSCMR_API_KEY", "place", "environment variable holding the API key(s), comma-separated"
-    )
-    num_replicas: int = setting(1, "speed", "replicas of the fused application", ge=1)
-    encoder_threads: int = setting(1, "speed", "torch threads of one replica", ge=1)
-    max_batch_size: int = setting(32, "speed", "queries encoded together", ge=1)
-    max_queued_requests: int = setting(128, "speed", "requests waiting per replica before 503", ge=1)
-    default_deadline_ms: int = setting(
-        5000, "output", "time a request may take when it names none, in ms", ge=1
-    )
-    max_body_bytes: int = setting(12_000_000, "output", "largest request body, in bytes", ge=1024)
-    max_pixels: int = setting(64_000_000, "output", "larger query images are refused before decoding", ge=1)
-    max_k: int = setting(100, "output", "largest number of results", ge=1)
-
-    @model_validator(mode="after")
-    def _loopback_or_named_key(self) -> ServeSection:
-        if not self.is_loopback and not self.api_key_env:
-            raise ConfigError(
-                "serve.host is not loopback and no API key is named",
-                got=f"serve.host={self.host}, serve.api_key_env=''",
-                expected="a loopback address, or the name of an environment variable with the key",
-                remedy="--set serve.host=127.0.0.1 or --set serve.api_key_env=ZSCMR_API_KEY",
-            )
-        return self
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
