@@ -97,9 +97,16 @@ def pairs_schema(
 
 
 def image_embeddings_schema(
-    *, dimension: int, num_regions: int | None, metadata: Mapping[str, object]
+    *,
+    dimension: int,
+    num_regions: int | None,
+    metadata: Mapping[str, object],
+    region_bytes: int | None = None,
 ) -> pa.Schema:
-    """Columns of `embeddings/image/part-*.parquet`: one row per item; no `num_regions` where pictures are embedded whole."""
+    """Columns of `embeddings/image/part-*.parquet`: one row per item; no `num_regions` where pictures are embedded whole.
+
+    `region_bytes` is R x D x 2 of the projected regions where they are kept (`embed.regions`); else there is no column.
+    """
     weights = pa.list_(pa.float16(), num_regions) if num_regions else pa.null()
     fields = [
         pa.field("id", pa.string(), nullable=False),
@@ -107,6 +114,7 @@ def image_embeddings_schema(
         pa.field("thumbnail", pa.binary()),
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("region_weights", weights),
+        *([pa.field("regions", pa.binary(region_bytes))] if region_bytes else []),
         *_provenance_fields(),
     ]
     return pa.schema(fields, metadata=file_metadata(metadata))

@@ -18,7 +18,10 @@ from zscmr_ray.data.splits import make_class_split
 from zscmr_ray.engine.checkpoint import BackboneRecord, BlockRecord, CheckpointMeta, save_checkpoint
 from zscmr_ray.manifest import Manifest, StageKey, part_record, write_manifest
 from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
+from zscmr_ray.models.base import AlignmentModel
+from zscmr_ray.models.build import build_model
 from zscmr_ray.models.fgan import FganSettings, build_fgan
+from zscmr_ray.models.imfa import InnSettings
 from zscmr_ray.recipes import vary
 from zscmr_ray.schema import PARQUET_OPTIONS, pairs_schema
 from zscmr_ray.stages import stage_store
@@ -83,16 +86,27 @@ def pairs_info() -> dict[str, Any]:
     }
 
 
+def small_imfa() -> AlignmentModel:
+    """A small IMFA with its initial weights."""
+    settings = InnSettings(CHANNELS, CHANNELS, width=16, attention="fused", attention_width=8)
+    return build_model({"method": "inn", **asdict(settings)}, seed=0)
+
+
 def write_checkpoint(
-    config: Config, *, labelled: bool = True, steps: int = 5, **changes: Any
+    config: Config,
+    *,
+    labelled: bool = True,
+    steps: int = 5,
+    model: AlignmentModel | None = None,
+    **changes: Any,
 ) -> CheckpointMeta:
-    """Write a checkpoint of a small FGAN with its initial weights, said to be trained for `steps` steps."""
+    """Write a checkpoint of a small FGAN, or of `model`, with initial weights, said to be trained for `steps` steps."""
     store = stage_store(config, "train")
     settings = FganSettings(
         CHANNELS, CHANNELS, num_classes=TEACHER_CLASSES, width=16, num_heads=2, latent=8, num_noise_samples=10
     )
     torch.manual_seed(0)
-    model = build_fgan(settings, seed=0)
+    model = model or build_fgan(settings, seed=0)
     split = make_class_split(
         dict.fromkeys(CLASS_NAMES, 20), "even_odd" if labelled else "none", pseudo_unseen_fraction=0.25
     )

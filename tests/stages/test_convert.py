@@ -45,7 +45,7 @@ def test_rows_of_the_export_belong_together(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.counts["rows"] == 24 and manifest.counts["image"] == 8 and manifest.counts["text"] == 24
     assert manifest.info["vectors"]["fingerprint"] == FINGERPRINT
-    assert manifest.info["left_out"] == ["thumbnail", "region_weights"]
+    assert manifest.info["left_out"] == ["thumbnail", "region_weights", "regions"]
     for part in manifest.parts:
         assert Store(target).sha256(part.name) == part.sha256
     assert read_manifest(source) is not None

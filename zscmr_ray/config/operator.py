@@ -223,6 +223,7 @@ class EmbedSection(PlaneSection):
     )
     thumbnails: bool = setting(True, "output", "keep the thumbnail beside the image vector")
     region_weights: bool = setting(True, "output", "keep the weight of every image region (heat maps)")
+    regions: bool = setting(False, "output", "IMFA: keep regions for re-ranking (50 KB an item at 49 x 512)")
 
 
 class IndexSection(Section):

@@ -26,6 +26,7 @@ from zscmr_ray.engine.checkpoint import (
 )
 from zscmr_ray.errors import ConfigError, RefusedError
 from zscmr_ray.models.backbones import HUGGING_FACE_PREFIX, ImageSpec
+from zscmr_ray.models.build import scores_pairs
 from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.models.pretrained_dual import PretrainedDualEncoder, load_pretrained_dual
 from zscmr_ray.storage import Store
@@ -69,6 +70,13 @@ class ModelFacts:
     def dimension(self) -> int:
         """Length of a vector."""
         return self.blocks[-1].stop
+
+    @property
+    def pair_regions(self) -> tuple[int, int] | None:
+        """Shape [R, D] of the projected regions that scores of pairs read (IMFA); None for a method without such."""
+        if self.meta is None or self.region_grid is None or not scores_pairs(self.meta.architecture):
+            return None
+        return self.region_grid**2, self.dimension
 
     def provenance(self) -> dict[str, Any]:
         """What every file of vectors says of its model; free of places."""

@@ -36,6 +36,11 @@ def is_fitted(architecture: Mapping[str, Any]) -> bool:
     return bool(model_type.is_fitted)
 
 
+def scores_pairs(architecture: Mapping[str, Any]) -> bool:
+    """Return whether the described model has a score for pairs that no two vectors give: IMFA's fused attention."""
+    return architecture.get("method") == "inn" and architecture.get("attention") == "fused"
+
+
 def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return of many settings those that the method named in them knows, and "method": its architecture."""
     settings_type, _ = _method(values)

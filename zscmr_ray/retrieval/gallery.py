@@ -3,6 +3,7 @@
     vectors.npy        float32 [N, D], rows in id order, mapped and multiplied in place
     items.arrow        Arrow IPC: id, item_id, labels, captions, thumbnail_row (-1 = none), rows in id order
     thumbnails.arrow   Arrow IPC: JPEG bytes in the order they were read, image side only
+    region*.npy        image side, where embed kept them: weights of regions, and regions (region_store.py)
 
 What it is: a layout that is written once in bounded memory and read by memory mapping, so that replicas share pages.
 What it is not: a place that knows of URIs, manifests or fingerprints (stages/index.py does).
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval.exact import ExactIndex, load_exact
+from zscmr_ray.retrieval.region_store import RegionStore, RegionWriter, region_files
 
 VECTORS, ITEMS, THUMBNAILS = "vectors.npy", "items.arrow", "thumbnails.arrow"
 FILES = (VECTORS, ITEMS, THUMBNAILS)
@@ -54,6 +56,7 @@ class Gallery:
                 remedy="run `zscmr index --overwrite`",
             )
         self._columns = {name: _one_chunk(items.column(name)) for name in _ITEMS_SCHEMA.names}
+        self.regions = RegionStore(folder, num_rows=self.num_rows)
 
     @property
     def num_rows(self) -> int:
@@ -115,6 +118,11 @@ class Gallery:
         return allowed
 
 
+def gallery_files(folder: Path) -> tuple[str, ...]:
+    """The names of all files of a written side."""
+    return (*FILES, *region_files(folder))
+
+
 def write_gallery(
     folder: Path,
     tables: Iterable[pa.Table],
@@ -137,6 +145,7 @@ def write_gallery(
         unsorted.open("wb") as vectors,
         pa.OSFile(str(folder / THUMBNAILS), "wb") as sink,
         pa.ipc.new_file(sink, _THUMBNAILS_SCHEMA) as thumbnails,
+        RegionWriter(folder) as regions,
     ):
         for table in tables:
             vectors.write(_vectors(table, dimension=dimension).tobytes())
@@ -144,6 +153,7 @@ def write_gallery(
             thumbnails.write_batch(pa.record_batch([kept], schema=_THUMBNAILS_SCHEMA))
             num_thumbnails += len(kept)
             num_rows += table.num_rows
+            regions.add(table)
             slim.append(_slim(table, rows, captions or {}))
     items = pa.concat_tables(slim) if slim else _ITEMS_SCHEMA.empty_table()
     order = pc.sort_indices(items.column("id")).to_numpy()
@@ -152,6 +162,7 @@ def write_gallery(
     with pa.OSFile(str(folder / ITEMS), "wb") as sink, pa.ipc.new_file(sink, _ITEMS_SCHEMA) as writer:
         writer.write_table(items)
     _write_sorted(folder / VECTORS, unsorted, order, dimension=dimension)
+    regions.finish(order)
     unsorted.unlink()
     return num_rows
 

@@ -32,7 +32,7 @@ from zscmr_ray.manifest import (
 )
 from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.exact import recall_at_k
-from zscmr_ray.retrieval.gallery import FILES, Gallery, write_gallery
+from zscmr_ray.retrieval.gallery import Gallery, gallery_files, write_gallery
 from zscmr_ray.retrieval.scoring import LABEL, has_block, weigh_query
 from zscmr_ray.schema import provenance_of
 from zscmr_ray.stages import StageResult, stage_store
@@ -93,15 +93,15 @@ def _build(config: Config, source: Store, target: Store, embeddings: Manifest, k
     with tempfile.TemporaryDirectory(prefix="zscmr-index-") as scratch:
         counts = _write_sides(source, target, parts, facts=facts, scratch=Path(scratch))
         recall = _measure_recall(Path(scratch), [side for side in SIDES if parts[side]], facts)
+        files = {side: sorted(gallery_files(Path(scratch) / side)) for side in SIDES if parts[side]}
     return Manifest(
         key=key,
         config_hash=key.config_hash,
         counts=counts,
         parts=[
             part_record(target, f"{side}/{name}", rows=counts[side])
-            for side in SIDES
-            if parts[side]
-            for name in sorted(FILES)
+            for side, names in files.items()
+            for name in names
         ],
         info={
             "kind": config.index.kind,
@@ -192,7 +192,7 @@ def _write_sides(
                     got=counts[side],
                     expected=f"{expected} (embeddings/manifest.json)",
                 )
-            for name in FILES:
+            for name in gallery_files(scratch / side):
                 target.put_file(f"{side}/{name}", scratch / side / name)
     return counts
 

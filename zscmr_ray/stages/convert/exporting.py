@@ -37,7 +37,7 @@ from zscmr_ray.storage import Store
 
 STAGE = "convert"
 SIDES = {"image": IMAGES, "text": TEXTS}
-LEFT_OUT = ("thumbnail", "region_weights")
+LEFT_OUT = ("thumbnail", "region_weights", "regions")
 # What of a part's provenance says whose vectors these are; the rest is about the stage that wrote it.
 _NOT_THE_MODEL = {"stage", "config_hash"}
 

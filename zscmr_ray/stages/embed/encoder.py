@@ -7,6 +7,7 @@ half precision either way (models/dual_encoder.py), so that a vector does not de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from zscmr_ray.config import EmbedSection
 from zscmr_ray.data.pairs import PairFeatures, load_pair_features
 from zscmr_ray.engine.vector_model import ModelPlace, VectorModel, load_model
+from zscmr_ray.models.base import SideOutput
 from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.schema import RejectCode, image_embeddings_schema, text_embeddings_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
@@ -57,7 +59,13 @@ class BuildVectorEncoder:
         model, facts = load_model(self.place, device=device, backbones=backbones, expected=self.fingerprint)
         regions = None if facts.region_grid is None else facts.region_grid**2
         return VectorEncoder(
-            model, self.section, self.provenance, sides=self.sides, num_regions=regions, cached=self.cached
+            model,
+            self.section,
+            self.provenance,
+            sides=self.sides,
+            num_regions=regions,
+            region_shape=facts.pair_regions if self.section.regions else None,
+            cached=self.cached,
         )
 
 
@@ -72,14 +80,22 @@ class VectorEncoder:
         *,
         sides: Sequence[str] = (IMAGE, TEXT),
         num_regions: int | None,
+        region_shape: tuple[int, int] | None = None,
         cached: FeatureShapes | None = None,
     ) -> None:
-        """`num_regions` is the model's, None where it embeds pictures whole; `cached` as in `BuildVectorEncoder`."""
+        """`num_regions` is the model's, None where it embeds pictures whole; `cached` as in `BuildVectorEncoder`.
+
+        `region_shape` [R, D] of the projected regions where they are kept.
+        """
         self.model, self.section, self.sides, self.cached = model, section, tuple(sides), cached
         dimension = model.blocks[-1].stop
         self.image_schema = image_embeddings_schema(
-            dimension=dimension, num_regions=num_regions, metadata=provenance
+            dimension=dimension,
+            num_regions=num_regions,
+            region_bytes=2 * math.prod(region_shape) if region_shape else None,
+            metadata=provenance | ({"region_shape": region_shape} if region_shape else {}),
         )
+        self.keeps_regions = region_shape is not None
         self.text_schema = text_embeddings_schema(dimension=dimension, metadata=provenance)
 
     def encode(self, table: pa.Table) -> EncodedChunk:
@@ -92,9 +108,8 @@ class VectorEncoder:
         good_N = np.ones(table.num_rows, bool)
         items_M = _caption_items(table)
         if IMAGE in self.sides:
-            vectors_ND, weights_NR = self._images(table, features)
-            outputs[IMAGE] = self._image_rows(table, vectors_ND, weights_NR)
-            good_N &= _finite(vectors_ND)
+            vectors_ND, side = self._images(table, features)
+            outputs[IMAGE], good_N = self._image_rows(table, vectors_ND, side)
         if TEXT in self.sides:
             vectors_MD = self._texts(table, features)
             outputs[TEXT] = self._text_rows(table, items_M, vectors_MD)
@@ -117,7 +132,7 @@ class VectorEncoder:
 
     def _images(
         self, table: pa.Table, features: PairFeatures | None
-    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
+    ) -> tuple[npt.NDArray[np.float16], SideOutput]:
         if features is None:
             assert self.model.image_backbone is not None
             pixels_BHW3 = pixels_array(table, size_px=self.model.image_backbone.spec.size_px)
@@ -125,8 +140,7 @@ class VectorEncoder:
         else:
             assert isinstance(self.model, DualEncoder)
             vectors_BD, side = self.model.embed_regions(shared_tensor(features.regions_NRD))
-        has_weights = self.section.region_weights and side.weights_BR is not None
-        return _half(vectors_BD), _half(side.weights_BR) if has_weights else None
+        return _half(vectors_BD), side
 
     def _texts(self, table: pa.Table, features: PairFeatures | None) -> npt.NDArray[np.float16]:
         parts = [np.empty((0, self.model.blocks[-1].stop), np.float16)]
@@ -145,15 +159,21 @@ class VectorEncoder:
             yield self.model.embed_tokens(*features.padded_tokens(rows))[0]
 
     def _image_rows(
-        self,
-        table: pa.Table,
-        vectors_ND: npt.NDArray[np.float16],
-        weights_NR: npt.NDArray[np.float16] | None,
-    ) -> pa.Table:
+        self, table: pa.Table, vectors_ND: npt.NDArray[np.float16], side: SideOutput
+    ) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
+        """The rows, and which of them are finite."""
+        good_N = _finite(vectors_ND)
         made: dict[str, Any] = {"vector": _fixed_list(vectors_ND)}
-        made["region_weights"] = _fixed_list(weights_NR) if weights_NR is not None else None
+        has_weights = self.section.region_weights and side.weights_BR is not None
+        made["region_weights"] = _fixed_list(_half(side.weights_BR)) if has_weights else None
         made["thumbnail"] = table["thumbnail"] if self.section.thumbnails else None
-        return _rows(self.image_schema, made, table)
+        if self.keeps_regions:
+            regions_NX = _half(side.regions_BRD).reshape(len(vectors_ND), -1)
+            good_N = good_N & _finite(regions_NX)
+            made["regions"] = pa.Array.from_buffers(
+                self.image_schema.field("regions").type, len(regions_NX), [None, pa.py_buffer(regions_NX)]
+            )
+        return _rows(self.image_schema, made, table), good_N
 
     def _text_rows(
         self, table: pa.Table, items_M: npt.NDArray[np.int64], vectors_MD: npt.NDArray[np.float16]

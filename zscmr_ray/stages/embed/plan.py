@@ -58,6 +58,13 @@ def plan_embed(config: Config) -> EmbedPlan:
     if place.name == OWN_CHECKPOINT:
         require_manifest(own, "train")
     facts = read_facts(place)
+    if config.embed.regions and facts.pair_regions is None:
+        raise ConfigError(
+            "this model has no regions to keep",
+            got=f"embed.regions=true, method {facts.meta.architecture['method'] if facts.meta else place.name}",
+            expected="a checkpoint of IMFA (method inn with fused attention), whose second stage reads them",
+            remedy="--set embed.regions=false",
+        )
     return _from_pairs(config, place, facts) if reads_pairs else _from_shards(config, place, facts)
 
 
