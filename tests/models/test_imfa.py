@@ -98,6 +98,18 @@ def test_the_served_vector_is_the_weighted_mean_of_projected_regions(attention: 
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
+def test_kept_regions_and_one_text_give_the_pair_scores(fusion: str) -> None:
+    inn = model(fusion=fusion).eval()
+    image, text = encode(inn)
+    expected_NM = inn.score_pairs(image, text).detach()
+    for column in range(NUM_ROWS):
+        one = SideOutput.from_loss_tensors(
+            {name: value[column : column + 1] for name, value in text.pair_tensors().items()}
+        )
+        torch.testing.assert_close(inn.score_regions(image.regions_BRD, one), expected_NM[:, column])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_score_depends_on_its_own_text_and_image_only(fusion: str) -> None:
     """No leak: the column of text j is the same whatever the other texts are, in training as in eval."""
     inn = model(fusion=fusion)

@@ -87,6 +87,18 @@ class PairScores(nn.Module):
             own_NR = _attention(keys[:, None], query[:, None], *wide, fusion=self.fusion).softmax(2)[:, 0]
         return scores_NM, own_NR
 
+    @torch.inference_mode()
+    def one_text(self, regions_NRD: Tensor, keys_NRA: Tensor, text_D: Tensor, query_A: Tensor) -> Tensor:
+        """Return the scores [N] of a single text: its fused vectors are made, at an R-th of the Gram matrices' cost."""
+        parameters = [widened(p) for p in (self.score, self.mix_weight, self.mix_bias) if p is not None]
+        regions, keys, text, query = (widened(v) for v in (regions_NRD, keys_NRA, text_D, query_A))
+        logits_NR = _attention(keys[:, None], query[None, None], *parameters, fusion=self.fusion)[:, 0]
+        fused_ND = torch.bmm(logits_NR.softmax(dim=1).unsqueeze(1), regions).squeeze(1)
+        scores_N: Tensor = (fused_ND @ text) * (fused_ND * fused_ND).sum(dim=1).clamp_min(
+            _SMALLEST_NORM
+        ).rsqrt()
+        return scores_N
+
 
 def widened(value: Tensor) -> Tensor:
     """The same values in float32, or float64 where they are."""

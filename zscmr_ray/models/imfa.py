@@ -174,6 +174,14 @@ class Inn(AlignmentModel):
         scores_NM: Tensor = self.pairs(image.regions_BRD, image.keys_BRA, text.region_BD, text.query_BA)[0]
         return scores_NM
 
+    def score_regions(self, regions_NRD: Tensor, text: SideOutput) -> Tensor:
+        """Score kept projected regions with one text, [N]: `score_pairs` from what an index holds of an image."""
+        assert text.region_BD is not None and text.query_BA is not None, "texts of another method"
+        assert len(text.region_BD) == 1, "one text"
+        with torch.inference_mode():
+            keys_NRA = self.key(regions_NRD)
+        return self.pairs.one_text(regions_NRD, keys_NRA, text.region_BD[0], text.query_BA[0])
+
     def architecture(self) -> dict[str, object]:
         """The settings as plain values, with "method"."""
         return {"method": "inn", **asdict(self.settings)}
