@@ -75,6 +75,7 @@ def test_an_index_holds_what_embed_kept_of_each_item(tmp_path: Path) -> None:
             number = gallery.row_of(row["id"])
             assert gallery.regions.regions_NRD[number].tobytes() == row["regions"]
             assert gallery.regions.weights_NR[number].tolist() == row["region_weights"]
+    assert manifest.info["crop"] == {"fit": "crop", "fraction": 0.875}
 
 
 def test_without_the_setting_there_is_no_column_and_another_method_is_refused(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ class SearchDeployment:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP side; Serve calls this once the replica is built."""
-        return http_app(self._service, self._config.serve, api_keys=self._api_keys)
+        settings = self._config.serve
+        is_local = settings.is_loopback and not self._api_keys
+        return http_app(self._service, settings, api_keys=self._api_keys, is_local=is_local)
 
     async def search(self, request: dict[str, Any]) -> dict[str, Any]:
         """The same search by a deployment handle: the wire's JSON in and out."""

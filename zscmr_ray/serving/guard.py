@@ -1,11 +1,14 @@
-"""What stands before every request: a request id, API keys, the body cap, and security headers on every answer.
+"""What stands before every request: a request id, API keys, bounds on the body, and security headers on every answer.
 
 What it is: one ASGI layer round the whole application, so that errors of the framework pass through it as well. What it
 is not: authorisation; a key opens everything. The page's own files and the health checks need no key: they tell nothing.
+Without a key only this machine can connect, and its browsers must not carry other sites' requests here: such requests are
+refused by their Host (a name that was rebound to loopback) and by Sec-Fetch-Site.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -36,8 +39,13 @@ SECURITY_HEADERS = {
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
     "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+# A body comes whole within this time, or not at all: a slow sender must not hold a place.
+BODY_TIMEOUT_S = 30.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -64,10 +72,19 @@ def key_is_known(candidate: str, keys: Sequence[str]) -> bool:
 
 
 class Guard:
-    """The ASGI layer. `api_keys` empty = no key is asked for."""
+    """The ASGI layer. `api_keys` empty = no key is asked for; `is_local` = requests must be meant for this machine."""
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: Sequence[str],
+        max_body_bytes: int,
+        is_local: bool = False,
+        body_timeout_s: float = BODY_TIMEOUT_S,
+    ) -> None:
         self._app, self._api_keys, self._max_body_bytes = app, tuple(api_keys), max_body_bytes
+        self._is_local, self._body_timeout_s = is_local, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with a problem."""
@@ -90,7 +107,7 @@ class Guard:
         if problem is not None:
             await _send_problem(send_guarded, problem, request_id)
             return
-        await self._app(scope, self._counted(receive), send_guarded)
+        await self._app(scope, self._bounded(receive), send_guarded)
 
     def _refusal(self, path: str, headers: dict[str, str]) -> ProblemError | None:
         if self._api_keys and path not in OPEN_PATHS:
@@ -103,6 +120,8 @@ class Guard:
                     got="another key" if given else "no key",
                     expected="Authorization: Bearer <key>",
                 )
+        if self._is_local and (problem := _foreign(path, headers)) is not None:
+            return problem
         length = headers.get("content-length")
         if length is not None and not length.isdigit():
             return ProblemError(400, "Content-Length is no number", got=length)
@@ -110,19 +129,36 @@ class Guard:
             return self._too_large(f"Content-Length {length}")
         return None
 
-    def _counted(self, receive: Receive) -> Receive:
-        """The body as it comes, cut off with a 413 once it is too long: a length may be missing or a lie."""
-        seen = 0
+    def _bounded(self, receive: Receive) -> Receive:
+        """The body as it comes, ended by a 413 once too long (a length may be missing or a lie) and by a 408 once late."""
+        seen, is_whole = 0, False
+        end_s = asyncio.get_running_loop().time() + self._body_timeout_s
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+        async def bounded() -> Message:
+            nonlocal seen, is_whole
+            if is_whole:
+                # What comes after the body is the client's going away, whenever that is.
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end_s):
+                    message = await receive()
+            except TimeoutError as error:
+                raise self._too_slow(seen) from error
+            is_whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._max_body_bytes:
                 raise self._too_large(f"at least {seen} bytes")
             return message
 
-        return counted
+        return bounded
+
+    def _too_slow(self, seen: int) -> ProblemError:
+        return ProblemError(
+            408,
+            "the request body came too slowly",
+            got=f"{seen} bytes in {self._body_timeout_s:g} s",
+            expected=f"the whole body within {self._body_timeout_s:g} s",
+        )
 
     def _too_large(self, got: str) -> ProblemError:
         return ProblemError(
@@ -132,6 +168,28 @@ class Guard:
             expected=f"at most {self._max_body_bytes} bytes (serve.max_body_bytes)",
             remedy="send a smaller picture: it is reduced to the model's size anyway",
         )
+
+
+def _foreign(path: str, headers: dict[str, str]) -> ProblemError | None:
+    """Why a request of this machine is not meant for it: another site's name or another site's page; None if it is."""
+    host = headers.get("host", "localhost")
+    name = re.sub(r":\d*$", "", host).strip("[]").lower()
+    if not (name in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", name)):
+        return ProblemError(
+            421,
+            "this service is for this machine only",
+            got=f"Host: {host}",
+            expected="localhost, 127.0.0.1 or [::1]",
+            remedy="set an API key (serve.api_key_env) to serve under another name",
+        )
+    if headers.get("sec-fetch-site") == "cross-site" and path not in OPEN_PATHS:
+        return ProblemError(
+            403,
+            "another site's page asks",
+            got="Sec-Fetch-Site: cross-site",
+            expected="this service's own page",
+        )
+    return None
 
 
 def _with_headers(headers: Any, request_id: str) -> list[tuple[bytes, bytes]]:

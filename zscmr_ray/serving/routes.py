@@ -57,8 +57,10 @@ _SEARCH_BODY = {
 }
 
 
-def http_app(service: SearchService, settings: ServeSection, *, api_keys: tuple[str, ...]) -> ASGIApp:
-    """Build the ASGI application of a service; `api_keys` empty = open."""
+def http_app(
+    service: SearchService, settings: ServeSection, *, api_keys: tuple[str, ...], is_local: bool = False
+) -> ASGIApp:
+    """Build the ASGI application of a service; `api_keys` empty = open; `is_local` = to this machine's own requests."""
     app = FastAPI(
         title="zscmr_ray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
     )
@@ -66,7 +68,7 @@ def http_app(service: SearchService, settings: ServeSection, *, api_keys: tuple[
     _add_api(app, service)
     _add_page(app)
     _complete_openapi(app)
-    return Guard(app, api_keys=api_keys, max_body_bytes=settings.max_body_bytes)
+    return Guard(app, api_keys=api_keys, max_body_bytes=settings.max_body_bytes, is_local=is_local)
 
 
 def _add_api(app: FastAPI, service: SearchService) -> None:

@@ -23,6 +23,7 @@ from zscmr_ray.manifest import Manifest, require_manifest
 from zscmr_ray.models.base import VectorBlock
 from zscmr_ray.retrieval.exact import Hits
 from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.serving.heat import item_regions
 from zscmr_ray.serving.wire import DEFAULT_K, Item, SearchHit, Target
 from zscmr_ray.storage import Store
 
@@ -106,7 +107,8 @@ class Searcher:
         if found is None:
             return None
         side, row = found
-        gallery = self._galleries[side]
+        gallery, images = self._galleries[side], self._galleries.get("image")
+        image_row = None if images is None else images.row_of(gallery.item_id_of(row))
         return Item(
             id=row_id,
             item_id=gallery.item_id_of(row),
@@ -114,6 +116,11 @@ class Searcher:
             labels=list(gallery.labels_of(row)),
             captions=list(gallery.captions_of(row)),
             thumbnail_url=self._thumbnail_url(gallery.item_id_of(row)),
+            regions=(
+                None
+                if images is None or image_row is None
+                else item_regions(images, image_row, self.info.get("crop"))
+            ),
         )
 
     def thumbnail(self, row_id: str) -> bytes | None:

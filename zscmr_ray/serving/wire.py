@@ -101,6 +101,15 @@ class SearchResponse(_Wire):
     timings_ms: dict[str, float]
 
 
+class ItemRegions(_Wire):
+    """How much each region of an item's picture counts in its vector."""
+
+    weights: list[list[float]] = Field(description="a square grid, row by row from the top")
+    box: list[float] = Field(
+        description="what the grid covers: left, top, right, bottom as shares of the picture"
+    )
+
+
 class Item(_Wire):
     """Answer of `GET /v1/items/{id}`."""
 
@@ -110,6 +119,7 @@ class Item(_Wire):
     labels: list[str]
     captions: list[str]
     thumbnail_url: str | None
+    regions: ItemRegions | None = Field(None, description="null where the index keeps no region weights")
 
 
 class Block(_Wire):

@@ -112,6 +112,7 @@ def _build(config: Config, source: Store, target: Store, embeddings: Manifest, k
             "recall_queries": RECALL_QUERIES,
             # Which model the service loads for queries; older embeddings are the run's checkpoint's.
             "model": embeddings.info.get("model", OWN_CHECKPOINT),
+            "crop": embeddings.info.get("crop"),
         },
     )
 

@@ -34,7 +34,13 @@ def run_embed(
 
     plan = plan_embed(config)
     store = stage_store(config, STAGE)
-    info = plan.describe() | {"model": plan.place.name, "sides": list(plan.sides)}
+    spec = plan.facts.spec
+    info = plan.describe() | {
+        "model": plan.place.name,
+        "sides": list(plan.sides),
+        # What of a picture the model sees: where region weights lie.
+        "crop": {"fit": spec.fit, "fraction": spec.crop_fraction},
+    }
 
     def prepare() -> PlaneJob:
         print(f"{STAGE}: {plan.said}", file=sys.stderr)

@@ -1,0 +1,33 @@
+"""Region weights over HTTP: of an item and of its caption, with the part of the picture that they cover."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.serving.imfa_run import imfa_run
+from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.serving.heat import item_regions
+from zscmr_ray.serving.searcher import Searcher
+from zscmr_ray.stages import stage_store
+
+
+def test_an_item_and_its_caption_have_the_weights_that_embed_kept(tmp_path: Path) -> None:
+    config = imfa_run(tmp_path)
+    searcher = Searcher(stage_store(config, "index"))
+    gallery = Gallery(Path(config.data.run_uri) / "index/image")
+    row_id = gallery.id_of(5)
+    assert quote(row_id, safe="") != row_id
+    item, caption = searcher.item(row_id), searcher.item(f"{row_id}#0")
+    assert item is not None and caption is not None and item.regions is not None
+    assert gallery.regions.weights_NR is not None
+    assert sum(item.regions.weights, []) == gallery.regions.weights_NR[5].tolist()
+    assert sum(sum(item.regions.weights, [])) == pytest.approx(1.0, abs=1e-2)
+    # 48 x 40 pixels, of which the centre square of 35 is seen.
+    assert item.regions.box == pytest.approx([6.5 / 48, 2.5 / 40, 41.5 / 48, 37.5 / 40])
+    assert caption.regions == item.regions and caption.side == "text"
+    assert item_regions(gallery, 5, None) is None
+    squashed = item_regions(gallery, 5, {"fit": "squash", "fraction": 1.0})
+    assert squashed is not None and squashed.box == [0.0, 0.0, 1.0, 1.0]
