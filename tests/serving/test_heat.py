@@ -23,8 +23,9 @@ def test_an_item_and_its_caption_have_the_weights_that_embed_kept(tmp_path: Path
     item, caption = searcher.item(row_id), searcher.item(f"{row_id}#0")
     assert item is not None and caption is not None and item.regions is not None
     assert gallery.regions.weights_NR is not None
-    assert sum(item.regions.weights, []) == gallery.regions.weights_NR[5].tolist()
-    assert sum(sum(item.regions.weights, [])) == pytest.approx(1.0, abs=1e-2)
+    flat = [weight for line in item.regions.weights for weight in line]
+    assert flat == gallery.regions.weights_NR[5].tolist()
+    assert sum(flat) == pytest.approx(1.0, abs=1e-2)
     # 48 x 40 pixels, of which the centre square of 35 is seen.
     assert item.regions.box == pytest.approx([6.5 / 48, 2.5 / 40, 41.5 / 48, 37.5 / 40])
     assert caption.regions == item.regions and caption.side == "text"
