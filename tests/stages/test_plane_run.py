@@ -19,10 +19,15 @@ pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
 
 
 def make_job(
-    store: Store, shards: list[Shard], *, num_encoders: int | None = None, **changes: object
+    store: Store,
+    shards: list[Shard],
+    *,
+    num_encoders: int | None = None,
+    steps: str = "auto",
+    **changes: object,
 ) -> PlaneJob:
     values: dict[str, object] = {"source": Numbers(), "build_encoder": Build()} | changes
-    plane = PlaneSection(chunk_rows=3, num_encoders=num_encoders)
+    plane = PlaneSection(chunk_rows=3, num_encoders=num_encoders, steps=steps)
     return PlaneJob(stage="test", store=store, shards=shards, plane=plane, **values)  # type: ignore[arg-type]
 
 
@@ -57,27 +62,33 @@ def test_rows_arrive_in_order_and_are_counted(ray_local: None, tmp_path: Path) -
 def test_a_crashed_worker_and_another_width_change_no_byte(ray_local: None, tmp_path: Path) -> None:
     shards = make_shards(20, 8)
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
-    run_plane(make_job(one, shards, num_encoders=1))
+    run_plane(make_job(one, shards, num_encoders=1, steps="apart"))
     crashing = Numbers(crash="s0.tar", marker=str(tmp_path / "crashed"))
-    run_plane(make_job(two, shards, source=crashing, num_encoders=2))
+    run_plane(make_job(two, shards, source=crashing, num_encoders=2, steps="together"))
     assert (tmp_path / "crashed").exists()
     assert len(digests(one)) == 4
     assert digests(one) == digests(two)
 
 
-def test_bad_shards_fail_by_name_and_the_rerun_does_only_them(ray_local: None, tmp_path: Path) -> None:
-    """One run with every fault at once: all six shards share one decode task, and its worker crashes."""
+@pytest.mark.parametrize("steps", ["apart", "together"])
+def test_bad_shards_fail_by_name_and_the_rerun_does_only_them(
+    ray_local: None, tmp_path: Path, steps: str
+) -> None:
+    """One run with every fault at once: all six shards share one decode task (apart), and its worker crashes."""
     store, shards = Store(tmp_path), make_shards(4, 9, 10, 9, 9, 6)
     faulty = Numbers(crash="s1.tar", broken="s2.tar", lossy="s3.tar")
     build = Build(crash="s4.tar#3", poison="s5.tar#1")
     with pytest.raises(DataError, match="4 of 6 shards") as caught:
-        run_plane(make_job(store, shards, source=faulty, build_encoder=build, num_encoders=1))
+        run_plane(make_job(store, shards, source=faulty, build_encoder=build, num_encoders=1, steps=steps))
     assert caught.value.exit_code == 3
     said = str(caught.value)
-    assert "s1.tar (its worker crashed 3 times while reading it)" in said
+    assert "s1.tar (its worker crashed 3 times at work on it)" in said
     assert "s2.tar (truncated" in said
     assert "s3.tar (rows were lost or added in s3.tar" in said
-    assert "s4.tar (its worker crashed 3 times while encoding chunk 1)" in said
+    assert (
+        f"s4.tar (its worker crashed 3 times {'at work on it' if steps == 'together' else 'while encoding chunk 1'})"
+        in said
+    )
     done = {key: store.info(key).version for key in digests(store)}
     assert {key for key in done if "/" not in key} == {part_name("s0.tar"), part_name("s5.tar")}
 

@@ -46,6 +46,7 @@ from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, encode_or_iso
 from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
 from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, staging_store, write_chunk
+from zscmr_ray.stages.plane.together import EmbedShards
 from zscmr_ray.storage import Store
 
 ROWS = pa.table({"id": ["a", "b", "c"], "source_offset": [0, 1, 2]})
@@ -60,6 +61,18 @@ def run_steps(
     encode = EncodeChunks(build or Build(), staging, max_failures=3, threads=1)
     rows = decode(pa.Table.from_pylist([task_row([shard])]))
     return [result for row in rows for result in results_of(encode(row)["results"][0].as_py())]
+
+
+def test_both_steps_in_one_process_give_what_they_give_apart(tmp_path: Path) -> None:
+    apart, together = Store(tmp_path / "apart"), Store(tmp_path / "together")
+    shards = make_shards(7, 1, 1)
+    decode = DecodeShards(Numbers(), staging_store(together, 0), max_failures=3, chunk_rows=3)
+    both = EmbedShards(decode, Build(), threads=1)
+    rows = list(both(pa.Table.from_pylist([task_row(shards)])))
+    # A full chunk travels as soon as it is staged; those of tiny shards share a row.
+    assert [len(results_of(row["results"][0].as_py())) for row in rows] == [1, 3, 1]
+    found = [result for row in rows for result in results_of(row["results"][0].as_py())]
+    assert found == [result for shard in shards for result in run_steps(staging_store(apart, 0), shard)]
 
 
 def commit(store: Store, shard: Shard, results: list[ChunkResult]) -> Commit:
@@ -96,10 +109,10 @@ def test_chunks_share_a_bundle_up_to_the_rows_of_a_full_one() -> None:
     (shard,) = make_shards(3)
     chunks = [DecodedChunk(ROWS.slice(0, rows), (), rows, 0, last=True) for rows in (1, 1, 1, 3, 2, 0, 2)]
     packed = [pack_chunk(shard, index, chunk) for index, chunk in enumerate(chunks)]
-    seen = [[header["index"] for header, _ in read_bundle(row)] for row in bundles(packed, max_rows=3)]
+    seen = [[one.header["index"] for one in bundle] for bundle in bundles(packed, max_rows=3)]
     assert seen == [[0, 1, 2], [3], [4, 5], [6]]
     empty = [pack_failure(shard, index, Failure("error", "why")) for index in range(130)]
-    assert [len(list(read_bundle(row))) for row in bundles(empty, max_rows=3)] == [64, 64, 2]
+    assert [len(bundle) for bundle in bundles(empty, max_rows=3)] == [64, 64, 2]
     assert not list(bundles([], max_rows=3))
 
 
@@ -131,7 +144,7 @@ def test_the_attempt_after_max_failures_is_not_made(tmp_path: Path) -> None:
     store, shard = Store(tmp_path), make_shards(9)[0]
     assert [note_attempt(staging_store(store, 0), shard.part, what="decode") for _ in range(3)] == [0, 1, 2]
     (result,) = run_steps(store, shard)
-    assert result.failure == Failure("crashed", "its worker crashed 3 times while reading it")
+    assert result.failure == Failure("crashed", "its worker crashed 3 times at work on it")
 
 
 def test_finished_work_leaves_no_attempts(tmp_path: Path) -> None:

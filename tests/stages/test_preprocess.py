@@ -142,7 +142,8 @@ def test_other_settings_are_refused_by_name(done: StageResult, root: Path) -> No
 
 
 def test_another_width_writes_the_same_bytes(done: StageResult, root: Path) -> None:
-    config = corpus_config(root, "wide", preprocess={"num_encoders": 1, "decode_cpus": 1.0})
+    others = {"num_encoders": 1, "decode_cpus": 1.0, "steps": "apart"}
+    config = corpus_config(root, "wide", preprocess=others)
     run_preprocess(config)
     assert digests(stage_store(config, "preprocess")) == digests(
         stage_store(corpus_config(root), "preprocess")

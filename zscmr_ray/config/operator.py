@@ -157,6 +157,9 @@ class PlaneSection(Section):
     )
     encoder_gpus: float = setting(0.0, "speed", "GPUs of one encoder actor; 0 = on CPU", ge=0)
     decode_cpus: float = setting(0.5, "speed", "logical CPUs of one decode task", gt=0)
+    steps: Literal["auto", "apart", "together"] = setting(
+        "auto", "speed", "decode and encode in processes of their own, or in one; auto = by CPUs and shards"
+    )
     max_shard_failures: int = setting(
         3, "speed", "attempts at a shard that crashes its worker before it is failed", ge=1
     )

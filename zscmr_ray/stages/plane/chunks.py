@@ -145,6 +145,23 @@ def batch_shards(shards: Iterable[Shard]) -> list[list[Shard]]:
     return tasks
 
 
+def split_tasks(tasks: Iterable[list[Shard]], *, at_least: int) -> list[list[Shard]]:
+    """Halve the tasks of most shards until there are so many, as far as shards go: for work that tasks share out.
+
+    >>> shards = [Shard("p", str(number), 10) for number in range(5)]
+    >>> [[int(shard.key) for shard in task] for task in split_tasks([shards], at_least=3)]
+    [[0, 1], [2], [3, 4]]
+    """
+    found = list(tasks)
+    while 0 < len(found) < at_least:
+        at = max(range(len(found)), key=lambda number: len(found[number]))
+        task = found[at]
+        if len(task) == 1:
+            break
+        found[at : at + 1] = [task[: len(task) // 2], task[len(task) // 2 :]]
+    return found
+
+
 # -- the Arrow rows ---------------------------------------------------------------------------------------
 
 _BUNDLE_SCHEMA = pa.schema([("headers", pa.string()), ("payload", pa.large_binary())])
@@ -152,11 +169,15 @@ _BUNDLE_SCHEMA = pa.schema([("headers", pa.string()), ("payload", pa.large_binar
 
 @dataclass(frozen=True, slots=True)
 class PackedChunk:
-    """A chunk, or a shard's failure, on its way to an encoder: what it is, and its rows as an Arrow IPC stream."""
+    """A chunk, or a shard's failure, on its way to an encoder: what it is, and its rows."""
 
     header: dict[str, Any]
-    rows: pa.Buffer | None
-    num_rows: int = 0
+    table: pa.Table | None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to encode."""
+        return 0 if self.table is None else self.table.num_rows
 
 
 def task_row(shards: Iterable[Shard]) -> dict[str, str]:
@@ -181,7 +202,7 @@ def pack_chunk(shard: Shard, index: int, chunk: DecodedChunk, effort: Effort | N
         "rejects": [asdict(reject) for reject in chunk.rejects],
         "effort": asdict(effort or Effort()),
     }
-    return PackedChunk(header, table_to_ipc(chunk.table), chunk.table.num_rows)
+    return PackedChunk(header, chunk.table)
 
 
 def pack_failure(shard: Shard, index: int, failure: Failure) -> PackedChunk:
@@ -190,26 +211,28 @@ def pack_failure(shard: Shard, index: int, failure: Failure) -> PackedChunk:
     return PackedChunk(header, None)
 
 
-def bundles(packed: Iterable[PackedChunk], *, max_rows: int) -> Iterator[pa.Table]:
-    """Bundle consecutive chunks while they have no more rows than one full chunk; a row, as a table, for each bundle."""
+def bundles(packed: Iterable[PackedChunk], *, max_rows: int) -> Iterator[list[PackedChunk]]:
+    """Bundle consecutive chunks while they have no more rows than one full chunk."""
     held: list[PackedChunk] = []
     for chunk in packed:
         if held and (
             len(held) == BUNDLE_CHUNKS or sum(one.num_rows for one in held) + chunk.num_rows > max_rows
         ):
-            yield bundle_row(held)
+            yield held
             held = []
         held.append(chunk)
     if held:
-        yield bundle_row(held)
+        yield held
 
 
 def bundle_row(packed: Sequence[PackedChunk]) -> pa.Table:
     """A bundle as a one-row table."""
+    streams = [None if chunk.table is None else table_to_ipc(chunk.table) for chunk in packed]
     headers = [
-        chunk.header | {"rows_bytes": None if chunk.rows is None else chunk.rows.size} for chunk in packed
+        chunk.header | {"rows_bytes": None if stream is None else stream.size}
+        for chunk, stream in zip(packed, streams, strict=True)
     ]
-    rows = [chunk.rows for chunk in packed if chunk.rows is not None]
+    rows = [stream for stream in streams if stream is not None]
     # The buffer of a single chunk becomes the column as it is: 40 MB are not copied once more.
     payload = rows[0] if len(rows) == 1 else pa.py_buffer(b"".join(rows))
     offsets = pa.array([0, payload.size], pa.int64()).buffers()[1]

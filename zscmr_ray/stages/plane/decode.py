@@ -17,6 +17,7 @@ from zscmr_ray.stages.plane.chunks import (
     PackedChunk,
     Shard,
     Source,
+    bundle_row,
     bundles,
     pack_chunk,
     pack_failure,
@@ -39,6 +40,11 @@ class DecodeShards:
         self.max_failures, self.chunk_rows = max_failures, chunk_rows
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield the chunks of every shard of the task, a row for each bundle."""
+        for bundle in self.bundles(batch):
+            yield bundle_row(bundle)
+
+    def bundles(self, batch: pa.Table) -> Iterator[list[PackedChunk]]:
         """Yield the chunks of every shard of the task, in bundles."""
         packed = (chunk for shard in shards_of_task(batch) for chunk in self._shard(shard))
         return bundles(packed, max_rows=self.chunk_rows)
@@ -48,7 +54,7 @@ class DecodeShards:
         try:
             attempts = note_attempt(self.store, shard.part, what=_DECODE)
             if attempts >= self.max_failures:
-                reason = f"its worker crashed {self.max_failures} times while reading it"
+                reason = f"its worker crashed {self.max_failures} times at work on it"
                 yield pack_failure(shard, index, Failure("crashed", reason))
                 return
             for chunk, effort in timed_chunks(self.source.read(shard)):

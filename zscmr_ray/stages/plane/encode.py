@@ -57,9 +57,10 @@ class EncodeChunks:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode every chunk for itself, stage its tables, and say what they are."""
-        return results_row([self._result(header, table) for header, table in read_bundle(batch)])
+        return results_row([self.result(header, table) for header, table in read_bundle(batch)])
 
-    def _result(self, header: dict[str, Any], table: pa.Table | None) -> ChunkResult:
+    def result(self, header: dict[str, Any], table: pa.Table | None) -> ChunkResult:
+        """Encode one chunk and stage its tables; no table is word of a failure, which passes."""
         if self._build_error is not None:
             return _failed(header, Failure(NOT_BUILT, error_to_json(self._build_error)))
         if table is None:

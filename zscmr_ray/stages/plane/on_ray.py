@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from zscmr_ray.stages.plane.chunks import ChunkResult, Shard, results_of, task_row
+from zscmr_ray.stages.plane.chunks import ChunkResult, Shard, results_of, split_tasks, task_row
 from zscmr_ray.stages.plane.commit import CommitOutcomes, Commits, try_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import EncodeChunks
-from zscmr_ray.stages.plane.resources import Fleet, NodeResources, commits_at_once, fit_width, fleet_of
+from zscmr_ray.stages.plane.resources import (
+    TASKS_PER_WORKER,
+    Fleet,
+    NodeResources,
+    Width,
+    commits_at_once,
+    fit_width,
+    fleet_of,
+    works_together,
+)
+from zscmr_ray.stages.plane.together import EmbedShards
 from zscmr_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
 # Measured on two cores: an actor encodes as fast as a bare process (44 images per CPU-second); the plane's own cost is
 # the commits (zstd, about 1 ms a row), their worker's start, and 3-5% of the machine for Ray's standing processes.
 _CHUNKS_PER_ACTOR = 3
+# Shards' tasks at an actor that does both steps: the next one is there when one ends.
+_TASKS_PER_ACTOR = 2
 
 
 class RayExecutor:
@@ -52,35 +64,16 @@ class RayExecutor:
         width = fit_width(
             cluster_nodes(), job.plane, max_encoders=job.max_encoders, autoscales=job.autoscales
         )
+        decode = DecodeShards(
+            job.source, staging, max_failures=job.plane.max_shard_failures, chunk_rows=job.plane.chunk_rows
+        )
+        shared = split_tasks(tasks, at_least=TASKS_PER_WORKER * width.num_encoders)
+        together = works_together(job.plane, width, [sum(s.size_bytes for s in task) for task in shared])
         with _data_context():
-            dataset = ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
-            chunks = dataset.map_batches(
-                DecodeShards(
-                    job.source,
-                    staging,
-                    max_failures=job.plane.max_shard_failures,
-                    chunk_rows=job.plane.chunk_rows,
-                ).__call__,
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=width.decode_cpus,
-            )
-            results = chunks.map_batches(
-                EncodeChunks,
-                fn_constructor_args=(job.build_encoder, staging),
-                fn_constructor_kwargs={
-                    "max_failures": job.plane.max_shard_failures,
-                    "threads": job.plane.encoder_threads,
-                },
-                batch_size=1,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ActorPoolStrategy(
-                    size=width.num_encoders, max_tasks_in_flight_per_actor=_CHUNKS_PER_ACTOR
-                ),
-                num_cpus=width.encoder_cpus,
-                num_gpus=job.plane.encoder_gpus,
-            )
+            if together:
+                results = _together(job, shared, decode, width)
+            else:
+                results = _apart(job, tasks, decode, width)
             for row in results.iter_rows():
                 yield results_of(row["results"])
 
@@ -92,6 +85,49 @@ class RayExecutor:
         """The next task of commits that has ended, if there is one."""
         done, self._running = ray.wait(self._running, num_returns=1, timeout=None if wait else 0)
         return [ray.get(reference) for reference in done]
+
+
+def _together(job: PlaneJob, tasks: list[list[Shard]], decode: DecodeShards, width: Width) -> Dataset:
+    """Both steps in each of the encoder actors."""
+    return _tasks(tasks).map_batches(
+        EmbedShards,
+        fn_constructor_args=(decode, job.build_encoder),
+        fn_constructor_kwargs={"threads": job.plane.encoder_threads},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=_actors(min(width.num_encoders, len(tasks)), in_flight=_TASKS_PER_ACTOR),
+        num_cpus=width.encoder_cpus,
+        num_gpus=job.plane.encoder_gpus,
+    )
+
+
+def _apart(job: PlaneJob, tasks: list[list[Shard]], decode: DecodeShards, width: Width) -> Dataset:
+    """Decode in tasks, encode in actors, chunks through the object store between them."""
+    chunks = _tasks(tasks).map_batches(
+        decode.__call__, batch_size=1, batch_format="pyarrow", num_cpus=width.decode_cpus
+    )
+    return chunks.map_batches(
+        EncodeChunks,
+        fn_constructor_args=(job.build_encoder, decode.store),
+        fn_constructor_kwargs={
+            "max_failures": job.plane.max_shard_failures,
+            "threads": job.plane.encoder_threads,
+        },
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=_actors(width.num_encoders, in_flight=_CHUNKS_PER_ACTOR),
+        num_cpus=width.encoder_cpus,
+        num_gpus=job.plane.encoder_gpus,
+    )
+
+
+def _tasks(tasks: list[list[Shard]]) -> Dataset:
+    return ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
+
+
+def _actors(size: int, *, in_flight: int) -> ActorPoolStrategy:
+    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=in_flight)
 
 
 def cluster_nodes() -> list[NodeResources]:

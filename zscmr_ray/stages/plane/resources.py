@@ -19,6 +19,10 @@ from zscmr_ray.errors import ConfigError
 _DECODE_SHARE_BESIDE_CPU = 0.5
 _DECODE_SHARE_BESIDE_GPU = 0.75
 _CPUS_PER_COMMIT = 8
+# Tasks for each process that does both steps: the last ones end within an eighth of the whole.
+TASKS_PER_WORKER = 4
+# So little is done before a second worker has started.
+_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,26 @@ class Width:
     num_encoders: int
     encoder_cpus: float
     decode_cpus: float
+
+
+def works_together(plane: PlaneSection, width: Width, task_bytes: Sequence[int]) -> bool:
+    """Whether decode and encode share a process (`together.py`): on CPUs, when there are shards enough to share out.
+
+    Pictures then never pass through the object store. Apart, the chunks of one large shard spread over all encoders, a
+    GPU's encoder is fed by many decoders, and reads from a network overlap with work.
+
+    >>> two = Width(num_encoders=2, encoder_cpus=0.49, decode_cpus=0.5)
+    >>> works_together(PlaneSection(), two, [64 << 20] * 8), works_together(PlaneSection(), two, [64 << 20] * 7)
+    (True, False)
+    >>> works_together(PlaneSection(), two, [1000])
+    True
+    """
+    if plane.steps != "auto":
+        return plane.steps == "together"
+    if plane.encoder_gpus or plane.encoder_threads > 1:
+        return False
+    is_small = sum(task_bytes) <= _SMALL_BYTES
+    return is_small or len(task_bytes) >= TASKS_PER_WORKER * width.num_encoders
 
 
 def fit_width(
