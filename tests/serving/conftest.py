@@ -14,11 +14,15 @@ from starlette.testclient import TestClient
 
 from tests.embeddings_run import FINGERPRINT, run_config, unit_vectors, write_embeddings
 from zscmr_ray.config import Config, ServeSection
+from zscmr_ray.config.serving import DEFAULT_INDEX
 from zscmr_ray.errors import DataError
 from zscmr_ray.models.base import VectorBlock
+from zscmr_ray.serving.live import FixedIndex
+from zscmr_ray.serving.metrics import Metrics
 from zscmr_ray.serving.routes import http_app
 from zscmr_ray.serving.searcher import Searcher
 from zscmr_ray.serving.service import SearchService
+from zscmr_ray.serving.version import local_version
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.index import run_index
 
@@ -62,6 +66,14 @@ class FakeEncoder:
         return np.concatenate([unit_vectors(1, seed=int(image.sum())) for image in pixels]).astype(np.float32)
 
 
+def fixed_service(encoder: FakeEncoder, config: Config, settings: ServeSection) -> SearchService:
+    """A service of this encoder and the run's index, which nothing changes."""
+    metrics = Metrics()
+    searcher = Searcher(stage_store(config, "index"))
+    version = local_version(DEFAULT_INDEX, encoder, searcher, settings, metrics)
+    return SearchService(FixedIndex(version), settings, metrics)
+
+
 @pytest.fixture(scope="session")
 def indexed_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A finished index of 12 items and 24 captions."""
@@ -83,7 +95,7 @@ def settings() -> ServeSection:
 
 @pytest.fixture
 def service(indexed_run: Config, encoder: FakeEncoder, settings: ServeSection) -> Iterator[SearchService]:
-    built = SearchService(encoder, Searcher(stage_store(indexed_run, "index")), settings)
+    built = fixed_service(encoder, indexed_run, settings)
     yield built
     built.close()
 

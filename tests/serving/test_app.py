@@ -21,8 +21,9 @@ from zscmr_ray.config import Config
 from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, ServingError
 from zscmr_ray.recipes import vary
-from zscmr_ray.serving.app import base_url, build_app, check_servable, open_service, running, start
+from zscmr_ray.serving.app import base_url, build_app, open_service, running, start
 from zscmr_ray.serving.encoder import ModelEncoder
+from zscmr_ray.serving.releases import check_servable
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.index import run_index
 
@@ -124,6 +125,7 @@ def test_bad_pictures_over_http_are_refused_with_their_reason(service_url: str) 
 def test_a_torn_index_is_found_when_the_service_is_opened(served_run: Config, tmp_path: Path) -> None:
     # The check before the start reads hashes only; the replica finds the torn file.
     shutil.copytree(served_run.data.run_uri, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "releases", ignore_errors=True)
     vectors = tmp_path / "index" / "text" / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:-1])
     config = vary(served_run, recipe="fgan", data={"run_uri": str(tmp_path)}, serve={"port": free_port()})

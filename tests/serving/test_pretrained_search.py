@@ -17,7 +17,8 @@ from zscmr_ray.config import Config
 from zscmr_ray.errors import ConfigError, DataError, RefusedError
 from zscmr_ray.manifest import require_manifest
 from zscmr_ray.recipes import vary
-from zscmr_ray.serving.app import build_app, check_servable, open_service
+from zscmr_ray.serving.app import build_app, open_service
+from zscmr_ray.serving.releases import check_servable
 from zscmr_ray.serving.routes import http_app
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.embed import run_embed

@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.embeddings_run import FINGERPRINT, run_config, unit_vectors, write_embeddings
-from tests.serving.conftest import FakeEncoder
+from tests.serving.conftest import FakeEncoder, fixed_service
 from zscmr_ray.config import Config, ServeSection
 from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.serving.problems import ProblemError
@@ -44,7 +44,7 @@ def ask(number: int = 0, **more: object) -> SearchRequest:
 @pytest.fixture
 def slow(indexed_run: Config, settings: ServeSection):
     encoder = SlowEncoder()
-    service = SearchService(encoder, Searcher(stage_store(indexed_run, "index")), settings)
+    service = fixed_service(encoder, indexed_run, settings)
     yield service, encoder
     encoder.go.set()
     service.close()
@@ -109,7 +109,7 @@ def test_another_model_than_the_index_is_refused_with_both_hashes(indexed_run: C
     encoder = FakeEncoder()
     encoder.fingerprint = "cd" * 32
     with pytest.raises(RefusedError) as caught:
-        SearchService(encoder, Searcher(stage_store(indexed_run, "index")), ServeSection())
+        fixed_service(encoder, indexed_run, ServeSection())
     assert "cd" * 32 in str(caught.value)
     assert FINGERPRINT in str(caught.value)
     check_same_model("a", "a")
@@ -149,7 +149,7 @@ def test_a_side_that_is_absent_is_named(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     write_embeddings(config, sides=["text"])
     run_index(config)
-    service = SearchService(FakeEncoder(), Searcher(stage_store(config, "index")), ServeSection())
+    service = fixed_service(FakeEncoder(), config, ServeSection())
     with pytest.raises(DataError, match="no image vectors"):
         asyncio.run(service.search(ask()))
     found = asyncio.run(service.search(ask(target="text")))

@@ -17,7 +17,8 @@ from zscmr_ray.config import Config
 from zscmr_ray.engine.vector_model import find_model, load_model
 from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.recipes import vary
-from zscmr_ray.serving.app import check_servable, open_service
+from zscmr_ray.serving.app import open_service
+from zscmr_ray.serving.releases import check_servable
 from zscmr_ray.serving.routes import http_app
 from zscmr_ray.stages.convert import import_clip_retrieval
 from zscmr_ray.stages.index import run_index
@@ -39,7 +40,7 @@ def foreign_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def http(foreign_run: Config) -> Iterator[TestClient]:
-    assert check_servable(foreign_run) is None
+    assert check_servable(foreign_run)[1] is None
     service = open_service(foreign_run)
     with TestClient(
         http_app(service, foreign_run.serve, api_keys=()), raise_server_exceptions=False

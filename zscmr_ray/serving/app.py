@@ -1,7 +1,7 @@
-"""The service as one Ray Serve application in its fused form: encoder and mapped index in each replica (DESIGN 6).
+"""Starting and stopping the service on the Ray this process is connected to.
 
-What it is: `build_app(config)`, and starting and stopping it on the Ray this process is connected to. Nothing is built
-at import. What it is not: the work (service.py) or the routes (routes.py); `ray.init` is the caller's.
+What it is: the checks before, the wait until it answers, draining and taking down. What it is not: the deployments
+(topology.py, whose `build_app` and `app_from_config` are here too), the work (service.py), or `ray.init`, the caller's.
 """
 
 from __future__ import annotations
@@ -13,132 +13,53 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
 
-import torch
 from ray import serve
-from ray.serve.config import BackpressureConfig
-from starlette.types import ASGIApp
 
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
-from zscmr_ray.config.load import load_config
-from zscmr_ray.config.operator import OWN_CHECKPOINT
-from zscmr_ray.engine.checkpoint import read_meta
-from zscmr_ray.engine.vector_model import ModelPlace, find_model
 from zscmr_ray.errors import ConfigError, ServingError
-from zscmr_ray.manifest import Manifest, require_manifest
-from zscmr_ray.schema import FOREIGN_MODEL
-from zscmr_ray.serving.encoder import Encoder, ModelEncoder
+from zscmr_ray.serving.encoding import EncoderPool
 from zscmr_ray.serving.guard import read_api_keys
-from zscmr_ray.serving.problems import RETRY_AFTER_S
-from zscmr_ray.serving.routes import http_app
-from zscmr_ray.serving.searcher import Searcher, check_same_model
+from zscmr_ray.serving.live import LiveIndexes
+from zscmr_ray.serving.metrics import Metrics
+from zscmr_ray.serving.releases import Releases, check_servable, ensure_released, index_runs, run_of
 from zscmr_ray.serving.service import SearchService
-from zscmr_ray.serving.vectors_only import VectorsOnly
-from zscmr_ray.serving.wire import SearchRequest
+from zscmr_ray.serving.shelf import Shelf
+from zscmr_ray.serving.topology import APP_NAME, app_from_config, build_app
+from zscmr_ray.serving.version import load_version, need_bytes
 from zscmr_ray.stages import stage_store
-from zscmr_ray.storage import Store
 
-APP_NAME = "zscmr"
+__all__ = [
+    "APP_NAME",
+    "app_from_config",
+    "base_url",
+    "build_app",
+    "open_service",
+    "run_serve",
+    "running",
+    "start",
+    "stop",
+]
+
 _ANSWER_WAIT_S = 15.0
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
-class SearchDeployment:
-    """What runs in a replica. `config` is plain JSON, so that it travels; `needs_key` = the driver saw an API key."""
-
-    def __init__(self, config: dict[str, Any], *, needs_key: bool = False) -> None:
-        self._config = Config.model_validate(config)
-        self._api_keys = read_api_keys(self._config.serve)
-        if needs_key and not self._api_keys:
-            raise ConfigError(
-                "this node lacks the API key that the service was started with",
-                expected=f"{self._config.serve.api_key_env} in the environment of every node",
-            )
-        torch.set_num_threads(self._config.serve.encoder_threads)
-        self._service = open_service(self._config)
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The HTTP side; Serve calls this once the replica is built."""
-        settings = self._config.serve
-        is_local = settings.is_loopback and not self._api_keys
-        return http_app(self._service, settings, api_keys=self._api_keys, is_local=is_local)
-
-    async def search(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The same search by a deployment handle: the wire's JSON in and out."""
-        answer = await self._service.search(SearchRequest.model_validate(request))
-        return answer.model_dump(mode="json")
-
-
 def open_service(config: Config) -> SearchService:
-    """Load the index and the model that made its vectors; RefusedError, naming both, when they do not fit."""
-    place = check_servable(config)
-    searcher = Searcher(stage_store(config, "index"))
-    encoder: Encoder = VectorsOnly(searcher)
-    if place is not None:
-        encoder = ModelEncoder(place, max_pixels=config.serve.max_pixels)
-    return SearchService(encoder, searcher, config.serve)
-
-
-def check_servable(config: Config) -> ModelPlace | None:
-    """Refuse in a moment, before anything is loaded, what could not be served: DataError or RefusedError.
-
-    A pretrained model's fingerprint is known when it is loaded: SearchService checks it then. None: vectors of another
-    program, which nothing here can encode queries for.
-    """
-    index = require_manifest(stage_store(config, "index"), "index")
-    place = served_model(config, index)
-    if place is None:
-        return None
-    if place.name == OWN_CHECKPOINT:
-        require_manifest(stage_store(config, "train"), "train")
-    if place.checkpoint is not None:
-        check_same_model(read_meta(place.checkpoint).fingerprint, str(index.info["fingerprint"]))
-    return place
-
-
-def served_model(config: Config, index: Manifest) -> ModelPlace | None:
-    """The model that encodes queries: `embed.model` where it is set, else the one the index names (None: foreign)."""
-    name = config.embed.model
-    if name == OWN_CHECKPOINT:
-        name = str(index.info.get("model", OWN_CHECKPOINT))
-    if name.startswith(FOREIGN_MODEL):
-        return None
-    return find_model(name, own=stage_store(config, "train"))
-
-
-def build_app(config: Config) -> serve.Application:
-    """Bind the application; nothing is loaded until Serve builds its replicas."""
-    settings = config.serve
-    # A replica's working directory may be another one.
-    values = config.model_dump(mode="json")
-    values["data"]["run_uri"] = Store(config.data.run_uri).uri
-    values["embed"]["model"] = find_model(config.embed.model, own=stage_store(config, "train")).name
-    deployment = serve.deployment(
-        serve.ingress()(SearchDeployment),
-        name="Search",
-        num_replicas=settings.num_replicas,
-        # More than a batch: the next one queues inside the replica while this one runs.
-        max_ongoing_requests=4 * settings.max_batch_size,
-        max_queued_requests=settings.max_queued_requests,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
-        ray_actor_options={"num_cpus": settings.encoder_threads},
-        # What makes a replica fail to build (a hash, a missing package) does not pass by trying again.
-        max_constructor_retry_count=1,
-        # How often a stopping replica looks whether its requests have ended (Serve's 2 s are two idle seconds).
-        graceful_shutdown_wait_loop_s=0.2,
+    """The fused service in this process, without Ray and without watching; RefusedError when index and model differ."""
+    ensure_released(config)
+    settings, metrics = config.serve, Metrics()
+    releases = {name: Releases(uri) for name, uri in index_runs(config).items()}
+    pool = EncoderPool(settings, metrics)
+    shelf = Shelf(
+        releases,
+        lambda index, release: load_version(index, releases[index], release, pool, settings, metrics),
+        lambda index, release: need_bytes(releases[index], release, pool),
     )
-    return deployment.bind(values, needs_key=bool(read_api_keys(settings)))
-
-
-def app_from_config(args: dict[str, str]) -> serve.Application:
-    """Build the application from a Serve config file (RayService, `serve run`): args `config` (YAML) and `run` (URI).
-
-    `import_path: zscmr_ray.serving.app:app_from_config`, `args: {config: ray_config.yaml, run: s3://bucket/run}`.
-    """
-    overrides = [f"data.run_uri={args['run']}"] if "run" in args else []
-    return build_app(load_config(args.get("config"), overrides=overrides).config)
+    live = LiveIndexes(releases, shelf, metrics)
+    live.open()
+    return SearchService(live, settings, metrics)
 
 
 def start(config: Config) -> str:
@@ -149,7 +70,8 @@ def start(config: Config) -> str:
     """
     settings = config.serve
     read_api_keys(settings)
-    check_servable(config)
+    for run_uri in index_runs(config).values():
+        check_servable(run_of(config, run_uri))
     if not _outlives_us(config):
         _check_port(settings.host, settings.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -198,13 +120,33 @@ def _failure(fallback: str) -> str:
 
 
 def stop(config: Config) -> None:
-    """Take the application down; on a cluster that outlives this process Serve as well, when nothing else uses it.
+    """Take the application down once its requests have ended; new ones are told 503 meanwhile.
 
-    A Ray of this process's own ends with Serve in it: shutting Serve down first only prints its controller's death.
+    On a cluster that outlives this process Serve goes as well, when nothing else uses it. A Ray of this
+    process's own ends with Serve in it: shutting Serve down first only prints its controller's death.
     """
+    _drain(config)
     serve.delete(APP_NAME)
     if _outlives_us(config) and not serve.status().applications:
         serve.shutdown()
+
+
+def _drain(config: Config) -> None:
+    """Have every replica end what it has; a service that did not come up has nothing to drain."""
+    status = serve.status().applications.get(APP_NAME)
+    if status is None or status.status != "RUNNING":
+        return
+    try:
+        left = sum(
+            serve.get_app_handle(APP_NAME)
+            .broadcast("drain")
+            .results(timeout_s=config.serve.drain_timeout_s + 5.0)
+        )
+    except Exception as error:
+        print(f"draining failed ({type(error).__name__}): requests in progress may be lost", flush=True)
+        return
+    if left:
+        print(f"{left} request(s) did not end in {config.serve.drain_timeout_s:g} s", flush=True)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zscmr_ray.config import ServeSection
 from zscmr_ray.errors import ConfigError
+from zscmr_ray.serving.logs import REQUEST_ID
 from zscmr_ray.serving.problems import MEDIA_TYPE, REQUEST_ID_KEY, ProblemError, problem_json
 
 # The search page: path, file and media type.
@@ -97,6 +98,7 @@ class Guard:
         sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
         scope[REQUEST_ID_KEY] = request_id
+        REQUEST_ID.set(request_id)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,7 +6,7 @@ not: the work itself (service.py). No documentation UI: those load scripts from 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
@@ -18,8 +18,13 @@ from starlette.types import ASGIApp
 
 from zscmr_ray import __version__
 from zscmr_ray.config import ServeSection
+from zscmr_ray.config.serving import DEFAULT_INDEX
 from zscmr_ray.serving.guard import PAGE_FILES, Guard
+from zscmr_ray.serving.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
+from zscmr_ray.serving.metrics import Snapshot, exposition
+from zscmr_ray.serving.observed import Observed
 from zscmr_ray.serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
+from zscmr_ray.serving.questions import holds_picture
 from zscmr_ray.serving.service import SearchService
 from zscmr_ray.serving.wire import Health, Indexes, Item, Problem, SearchRequest, SearchResponse
 
@@ -58,17 +63,27 @@ _SEARCH_BODY = {
 
 
 def http_app(
-    service: SearchService, settings: ServeSection, *, api_keys: tuple[str, ...], is_local: bool = False
+    service: SearchService,
+    settings: ServeSection,
+    *,
+    api_keys: tuple[str, ...],
+    is_local: bool = False,
+    gather: Callable[[], Awaitable[dict[str, Snapshot]]] | None = None,
 ) -> ASGIApp:
-    """Build the ASGI application of a service; `api_keys` empty = open; `is_local` = to this machine's own requests."""
+    """Build the ASGI application of a service; `api_keys` empty = open; `is_local` = to this machine's own requests.
+
+    `gather` gives the counts of all its replicas.
+    """
     app = FastAPI(
         title="zscmr_ray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
     )
     install_problem_handlers(app)
     _add_api(app, service)
+    _add_operations(app, service, gather)
     _add_page(app)
     _complete_openapi(app)
-    return Guard(app, api_keys=api_keys, max_body_bytes=settings.max_body_bytes, is_local=is_local)
+    guarded = Guard(app, api_keys=api_keys, max_body_bytes=settings.max_body_bytes, is_local=is_local)
+    return Observed(guarded, service.metrics)
 
 
 def _add_api(app: FastAPI, service: SearchService) -> None:
@@ -81,13 +96,16 @@ def _add_api(app: FastAPI, service: SearchService) -> None:
     )
     async def search(request: Request) -> Response:
         """Search images or captions by text, picture, id or vector."""
+        service.admit(
+            may_hold_picture=holds_picture(_content_type(request), request.headers.get("content-length"))
+        )
         wanted, image = await _read_search(request)
         return _json(await service.search(wanted, image=image))
 
     @app.get("/v1/items/{item_id:path}", response_model=Item, responses=_PROBLEMS, tags=["items"])
-    async def item(item_id: str) -> Response:
+    async def item(item_id: str, index: str = DEFAULT_INDEX) -> Response:
         """Look up an item or caption by its percent-encoded id."""
-        return _json(service.item(item_id))
+        return _json(service.item(item_id, index=index))
 
     @app.get(
         "/v1/thumbnails/{item_id:path}",
@@ -95,25 +113,41 @@ def _add_api(app: FastAPI, service: SearchService) -> None:
         responses=_PROBLEMS | {200: {"content": {"image/jpeg": {}}}},
         tags=["items"],
     )
-    async def thumbnail(item_id: str) -> Response:
+    async def thumbnail(item_id: str, index: str = DEFAULT_INDEX) -> Response:
         """The JPEG thumbnail of an item, or of a caption's item."""
         headers = {"Cache-Control": "private, max-age=3600"}
-        return Response(service.thumbnail(item_id), media_type="image/jpeg", headers=headers)
+        return Response(service.thumbnail(item_id, index=index), media_type="image/jpeg", headers=headers)
 
     @app.get("/v1/indexes", response_model=Indexes, responses=_PROBLEMS, tags=["indexes"])
     async def indexes() -> Response:
         """What can be searched: versions, fingerprints, counts, measured recall."""
         return _json(Indexes(indexes=service.indexes()))
 
+
+def _add_operations(
+    app: FastAPI, service: SearchService, gather: Callable[[], Awaitable[dict[str, Snapshot]]] | None
+) -> None:
     @app.get("/healthz", response_model=Health, tags=["health"])
     async def healthz() -> Response:
         """Whether this process answers."""
         return _json(Health(status="ok"))
 
-    @app.get("/readyz", response_model=Health, tags=["health"])
+    @app.get("/readyz", response_model=Health, responses=_PROBLEMS, tags=["health"])
     async def readyz() -> Response:
-        """Whether model and index are loaded; routes exist only once they are."""
+        """Whether model and index are loaded and requests are taken."""
+        service.admit(may_hold_picture=False)
         return _json(Health(status="ok"))
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses=_PROBLEMS | {200: {"content": {"text/plain": {}}}},
+        tags=["health"],
+    )
+    async def metrics() -> Response:
+        """Counts of every replica, in Prometheus' text format."""
+        snapshots = {"local": service.metrics.snapshot()} if gather is None else await gather()
+        return Response(exposition(snapshots), media_type=METRICS_MEDIA_TYPE)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -126,8 +160,12 @@ def _file(body: bytes, media_type: str) -> Callable[[Request], Response]:
     return lambda _: Response(body, media_type=media_type)
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _read_search(request: Request) -> tuple[SearchRequest, bytes | None]:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = _content_type(request)
     if content_type == "application/json":
         return SearchRequest.model_validate_json(await request.body()), None
     if content_type != "multipart/form-data":

@@ -24,6 +24,7 @@ from zscmr_ray.models.base import VectorBlock
 from zscmr_ray.retrieval.exact import Hits
 from zscmr_ray.retrieval.gallery import Gallery
 from zscmr_ray.serving.heat import item_regions
+from zscmr_ray.serving.part import GalleryPart
 from zscmr_ray.serving.wire import DEFAULT_K, Item, SearchHit, Target
 from zscmr_ray.storage import Store
 
@@ -43,16 +44,25 @@ class SearchTask:
 
 @dataclass(frozen=True, slots=True)
 class SearchOutcome:
-    """The results of one task, best first, and why there are fewer than asked for."""
+    """The results of one task, best first, why there are fewer than asked for, and what share of the rows was searched.
+
+    `available` = rows that meet the filter.
+    """
 
     hits: tuple[SearchHit, ...]
     notes: tuple[str, ...] = ()
+    available: int = 0
+    coverage: float = 1.0
+    degraded: tuple[str, ...] = ()
 
 
 class Searcher:
-    """Both sides of an index. Raises DataError when the index is missing, torn or not what its manifest says."""
+    """Both sides of an index. Raises DataError when the index is missing, torn or not what its manifest says.
 
-    def __init__(self, store: Store) -> None:
+    `share` = (number, of how many): only that share of each side's rows is searched; look-ups know every row.
+    """
+
+    def __init__(self, store: Store, *, share: tuple[int, int] = (0, 1)) -> None:
         manifest = require_manifest(store, "index")
         self._scratch = contextlib.ExitStack()
         folder = _local_files(store, manifest, self._scratch)
@@ -65,6 +75,7 @@ class Searcher:
         self._galleries: dict[Target, Gallery] = {
             side: Gallery(folder / side) for side in SIDES if side in present
         }
+        self._parts = {side: GalleryPart(gallery, share) for side, gallery in self._galleries.items()}
 
     @property
     def dimension(self) -> int:
@@ -139,20 +150,20 @@ class Searcher:
             groups.setdefault((task.target, task.conditions), []).append(number)
         outcomes: list[SearchOutcome] = [SearchOutcome(())] * len(tasks)
         for (target, conditions), numbers in groups.items():
-            gallery = self.gallery(target)
-            mask = gallery.mask(dict(conditions))
-            available = gallery.num_rows if mask is None else int(mask.sum())
+            gallery, part = self.gallery(target), self._parts[target]
+            mask = part.mask(dict(conditions))
+            available = part.num_rows if mask is None else int(mask.sum())
             wanted = [tasks[number].k or DEFAULT_K for number in numbers]
             largest = min(max(wanted), available)
             found: Hits | None = None
             if largest:
                 queries_QD = np.stack([tasks[number].query_D for number in numbers])
-                found = gallery.index.search(queries_QD, k=largest, allowed=mask)
+                found = part.search(queries_QD, k=largest, allowed=mask)
             for place, (number, k) in enumerate(zip(numbers, wanted, strict=True)):
                 hits = () if found is None else self._hits(gallery, found, place=place, k=min(k, available))
-                short = mask is not None and available < k
-                notes = (f"{available} of {k}: only {available} rows meet the filter",) if short else ()
-                outcomes[number] = SearchOutcome(hits, notes)
+                is_short = mask is not None and available < k
+                notes = (too_few(available, k),) if is_short else ()
+                outcomes[number] = SearchOutcome(hits, notes, available)
         return outcomes
 
     def _hits(self, gallery: Gallery, found: Hits, *, place: int, k: int) -> tuple[SearchHit, ...]:
@@ -187,6 +198,15 @@ class Searcher:
         if images is None or row is None or not images.has_thumbnail(row):
             return None
         return f"/v1/thumbnails/{quote(item_id, safe='')}"
+
+
+def too_few(available: int, k: int) -> str:
+    """Why there are fewer results than asked for.
+
+    >>> too_few(2, 5)
+    '2 of 5: only 2 rows meet the filter'
+    """
+    return f"{available} of {k}: only {available} rows meet the filter"
 
 
 def check_same_model(checkpoint_fingerprint: str, index_fingerprint: str) -> None:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from zscmr_ray.config.serving import DEFAULT_INDEX
+
 MAX_TEXT_CHARS = 4096
 MAX_ID_CHARS = 4096
 MAX_VECTOR = 65_536
@@ -49,6 +51,7 @@ class SearchRequest(_Wire):
     """Body of `POST /v1/search`; in a multipart upload the part named `request`, without `query`."""
 
     query: Query = Field(default_factory=Query)
+    index: _Name = Field(DEFAULT_INDEX, description="which index, by its name in /v1/indexes")
     target: Target = Field("image", description="what to search: images or captions")
     k: int | None = Field(
         None, ge=1, description=f"number of results; none = {DEFAULT_K}, or all where there are fewer"
@@ -144,6 +147,7 @@ class IndexInfo(_Wire):
     label_weight: float
     filter_columns: list[str]
     max_k: int
+    problem: str | None = Field(description="why a newer release is not live; null = the alias's release is")
 
 
 class Indexes(_Wire):
