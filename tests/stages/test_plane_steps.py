@@ -39,6 +39,7 @@ from zscmr_ray.stages.plane.commit import (
     commit_key,
     commit_part,
     finish_stage,
+    try_commits,
     valid_commits,
 )
 from zscmr_ray.stages.plane.decode import DecodeShards
@@ -142,7 +143,8 @@ def test_decode_turns_every_exception_into_a_failed_row(tmp_path: Path) -> None:
 
 def test_the_attempt_after_max_failures_is_not_made(tmp_path: Path) -> None:
     store, shard = Store(tmp_path), make_shards(9)[0]
-    assert [note_attempt(staging_store(store, 0), shard.part, what="decode") for _ in range(3)] == [0, 1, 2]
+    tries = [note_attempt(staging_store(store, 0), shard.part, what="decode") for _ in range(3)]
+    assert [len(attempt.earlier) for attempt in tries] == [0, 1, 2]
     (result,) = run_steps(store, shard)
     assert result.failure == Failure("crashed", "its worker crashed 3 times at work on it")
 
@@ -194,6 +196,19 @@ def test_commit_in_any_order_of_arrival_and_again_is_the_same(tmp_path: Path) ->
     assert commits[0] == commits[1]
     assert valid_commits(store, [shard]) == {shard.part: commits[0]}
     assert commits[0].counts == {"in": 9, "out": 7, "rejected": 1, "filtered": 1}
+
+
+def test_a_commit_whose_worker_died_before_it_could_say_so_is_found(tmp_path: Path) -> None:
+    """Many tiny shards in one task: threads commit them, in order; the chunks go, and the task's next attempt knows why."""
+    store, shards = Store(tmp_path), make_shards(*[2] * 20, 0)
+    to = Commits(store, staging_store(store, 0))
+    work = [(shard, run_steps(store, shard)) for shard in shards]
+    outcomes = try_commits(to, work)
+    assert [part for part, _ in outcomes] == [shard.part for shard in shards]
+    assert all(isinstance(outcome, Commit) for _, outcome in outcomes) and not to.staging.list()
+    assert try_commits(to, work) == outcomes
+    others = [(replace(shard, size_bytes=7), results) for shard, results in work]
+    assert all(isinstance(outcome, Failure) for _, outcome in try_commits(to, others))
 
 
 def test_tallies_of_chunks_are_summed_beside_the_rows(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from zscmr_ray.stages.plane.chunks import (
     shards_of_task,
 )
 from zscmr_ray.stages.plane.effort import timed_chunks
-from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt
+from zscmr_ray.stages.plane.staging import end_attempt, note_attempt
 from zscmr_ray.storage import Store
 
 _DECODE = "decode"
@@ -52,15 +52,15 @@ class DecodeShards:
     def _shard(self, shard: Shard) -> Iterator[PackedChunk]:
         index = 0
         try:
-            attempts = note_attempt(self.store, shard.part, what=_DECODE)
-            if attempts >= self.max_failures:
+            attempt = note_attempt(self.store, shard.part, what=_DECODE)
+            if len(attempt.earlier) >= self.max_failures:
                 reason = f"its worker crashed {self.max_failures} times at work on it"
                 yield pack_failure(shard, index, Failure("crashed", reason))
                 return
             for chunk, effort in timed_chunks(self.source.read(shard)):
                 yield pack_chunk(shard, index, chunk, effort)
                 index += 1
-            clear_attempts(self.store, shard.part, what=_DECODE)
+            end_attempt(self.store, attempt)
         except Exception as error:
             yield pack_failure(shard, index, failure_of(error))
 

@@ -30,7 +30,7 @@ from zscmr_ray.stages.plane.chunks import (
     results_row,
 )
 from zscmr_ray.stages.plane.decode import failure_of
-from zscmr_ray.stages.plane.staging import clear_attempts, note_attempt, write_chunk
+from zscmr_ray.stages.plane.staging import end_attempt, note_attempt, write_chunk
 from zscmr_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class EncodeChunks:
 
     def _encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
         part, index, what = header["part"], header["index"], f"encode-{header['index']:06d}"
-        attempts = note_attempt(self.store, part, what=what)
-        if attempts >= self.max_failures:
+        attempt = note_attempt(self.store, part, what=what)
+        if len(attempt.earlier) >= self.max_failures:
             reason = f"its worker crashed {self.max_failures} times while encoding chunk {index}"
             return _failed(header, Failure("crashed", reason))
         assert self._encoder is not None
@@ -83,7 +83,7 @@ class EncodeChunks:
         rejects = [RejectedRow(**reject) for reject in header["rejects"]] + list(encoded.rejects)
         tables = encoded.outputs | {REJECTED: rejects_table(rejects)}
         sha256 = write_chunk(self.store, part, index=index, tables=tables)
-        clear_attempts(self.store, part, what=what)
+        end_attempt(self.store, attempt)
         effort = replace(
             Effort(**header["effort"]),
             encode_cpu_s=encoded_cpu_s - began_cpu_s,

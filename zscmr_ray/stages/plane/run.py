@@ -30,7 +30,7 @@ from zscmr_ray.stages.plane.estimates import Reporter, RowEstimate
 from zscmr_ray.stages.plane.forecast import Probe, estimate_run
 from zscmr_ray.stages.plane.ledger import Ledger, end_lines, end_note
 from zscmr_ray.stages.plane.resources import Fleet
-from zscmr_ray.stages.plane.staging import STAGING, shard_prefix, staging_store
+from zscmr_ray.stages.plane.staging import STAGING, staging_store
 from zscmr_ray.storage import Store
 
 _NAMED_SHARDS = 20
@@ -228,7 +228,6 @@ class _Committer:
                 else:
                     self._num_storage_failures = 0
                     self.outcome.commits[part] = outcome
-                    self._to.staging.delete_tree(shard_prefix(part))
 
     def _fail(self, part: str, failure: Failure) -> None:
         self.outcome.failures[part] = failure

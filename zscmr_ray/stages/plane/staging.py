@@ -12,6 +12,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from zscmr_ray.stages.plane.chunks import ipc_to_table, table_to_ipc
 from zscmr_ray.storage import Store
 
 STAGING = "_staging"
+_ATTEMPTS = "attempts"
 
 
 def staging_store(store: Store, epoch: int) -> Store:
@@ -73,17 +75,28 @@ def read_chunk(store: Store, part: str, *, index: int, sha256: str | None) -> di
     return tables
 
 
-def note_attempt(store: Store, part: str, *, what: str) -> int:
-    """Note that some work on a part begins; returns how often it began before without an end.
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at some work on a part: its own note, and those of tries that never came to an end."""
 
-    Ray retries the task of a crashed worker for ever; these notes are how the next attempt knows.
+    note: str
+    earlier: tuple[str, ...]
+
+
+def note_attempt(store: Store, part: str, *, what: str) -> Attempt:
+    """Note that some work on a part begins; `earlier` says how often it began before without an end.
+
+    Ray retries the task of a crashed worker for ever; these notes are how the next attempt knows. They lie in one folder,
+    which holds the work under way and no more: a folder for each cost as much as the note.
     """
-    prefix = f"{shard_prefix(part)}/attempts/{what}"
-    earlier = len(store.list(prefix))
-    store.write_bytes(f"{prefix}/{uuid.uuid4().hex}", b"", durable=False)
-    return earlier
+    prefix = f"{_ATTEMPTS}/{shard_prefix(part)}.{what}."
+    earlier = tuple(info.key for info in store.list(_ATTEMPTS) if info.key.startswith(prefix))
+    note = f"{prefix}{uuid.uuid4().hex}"
+    store.write_bytes(note, b"", durable=False)
+    return Attempt(note, earlier)
 
 
-def clear_attempts(store: Store, part: str, *, what: str) -> None:
+def end_attempt(store: Store, attempt: Attempt) -> None:
     """Forget the attempts at some work: it came to its end."""
-    store.delete_tree(f"{shard_prefix(part)}/attempts/{what}")
+    for note in (attempt.note, *attempt.earlier):
+        store.delete(note)
