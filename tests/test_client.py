@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from zscmr_ray.client import Client, Hit, Item
+from zscmr_ray.client import AsyncClient, Client, Hit, Item
 from zscmr_ray.errors import ConfigError, DataError, ServingError
 
 HIT = {
@@ -39,7 +41,7 @@ ANSWER = {
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Every sleep of the client, none of which is slept."""
     slept: list[float] = []
-    monkeypatch.setattr("zscmr_ray.client.time.sleep", slept.append)
+    monkeypatch.setattr("zscmr_ray.client.sync.time.sleep", slept.append)
     return slept
 
 
@@ -128,7 +130,7 @@ def test_a_problem_becomes_an_error_with_its_remedy(
     assert naps == []
 
 
-def test_an_answer_that_is_no_service_of_ours_is_said() -> None:
+def test_an_answer_that_is_no_service_of_ours_is_said(naps: list[float]) -> None:
     with (
         client(lambda _: httpx.Response(200, text="<html>")) as asked,
         pytest.raises(ServingError, match="JSON"),
@@ -137,6 +139,8 @@ def test_an_answer_that_is_no_service_of_ours_is_said() -> None:
     gateway = httpx.Response(502, text="bad gateway")
     with client(lambda _: gateway) as asked, pytest.raises(ServingError, match="bad gateway"):
         asked.search(text="a")
+    # A proxy's word, while a replica is replaced: asked again before it is believed.
+    assert len(naps) == 6
 
 
 def test_a_busy_service_is_asked_again_after_the_time_it_named(naps: list[float]) -> None:
@@ -181,6 +185,64 @@ def test_no_service_and_a_timeout_are_said_with_a_remedy(naps: list[float]) -> N
         asked.search(text="a")
     with client(lambda _: httpx.Response(200)) as asked:
         assert asked.ready()
+
+
+def test_a_broken_connection_and_a_proxys_answer_are_asked_again(naps: list[float]) -> None:
+    answers = [httpx.RemoteProtocolError("cut"), httpx.Response(500, text="Internal Server Error"), None]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found or httpx.Response(200, json=ANSWER)
+
+    with client(answer) as asked:
+        assert asked.search(text="a", index="other").results
+        assert asked.num_retries == len(naps) == 2
+
+
+def test_the_async_client_is_the_same_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("zscmr_ray.client.asynchronous.asyncio.sleep", sleep)
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if len(seen) == 1:
+            return httpx.Response(503, headers={"Retry-After": "2"})
+        if request.url.path.startswith("/v1/items"):
+            return httpx.Response(404, json={"title": "no such id"})
+        return httpx.Response(200, json=ANSWER)
+
+    async def scenario() -> None:
+        transport = httpx.MockTransport(answer)
+        async with AsyncClient("http://service", api_key="k", seed=0, transport=transport) as asked:
+            found = await asked.search(text="a", k=2, index="other")
+            assert found.results[0] == Hit(
+                "a#b/c", "a#b/c", 0.5, 1, "a cat", ("animal",), "/v1/thumbnails/a%23b%2Fc"
+            )
+            assert await asked.ready()
+            with pytest.raises(DataError, match="no such id"):
+                await asked.item("x")
+            with pytest.raises(ConfigError, match="one question"):
+                await asked.search()
+
+    asyncio.run(scenario())
+    assert 2.0 <= slept[0] <= 3.0
+    assert json.loads(seen[0].content)["index"] == "other"
+    assert seen[0].headers["authorization"] == "Bearer k"
+
+
+def test_both_clients_have_the_same_methods_with_the_same_words() -> None:
+    for name, method in inspect.getmembers(Client, inspect.isfunction):
+        if not name.startswith("_"):
+            twin = getattr(AsyncClient, name)
+            assert inspect.signature(method).parameters == inspect.signature(twin).parameters, name
+            assert method.__doc__ == twin.__doc__, name
 
 
 def test_the_client_imports_neither_ray_nor_torch() -> None:
