@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,13 +69,15 @@ def ray_session(section: RaySection) -> Iterator[None]:
         yield
         return
     address = section.address or os.environ.get("RAY_ADDRESS")
+    # Several jobs of one cluster never see each other's actors.
+    namespace = section.namespace or f"zscmr-{uuid.uuid4().hex[:12]}"
     try:
         if address:
-            ray.init(address, namespace=section.namespace, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(address, namespace=namespace, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(
                 "local",
-                namespace=section.namespace,
+                namespace=namespace,
                 num_cpus=section.num_cpus,
                 object_store_memory=section.object_store_bytes,
                 include_dashboard=section.dashboard_port is not None,

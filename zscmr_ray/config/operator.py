@@ -24,7 +24,9 @@ class RaySection(Section):
         "speed",
         "the cluster adds nodes while work waits: encoders and training workers are not limited to what it has now",
     )
-    namespace: str = setting("zscmr", "place", "Ray namespace of the serving application and its actors")
+    namespace: str | None = setting(
+        None, "place", "Ray namespace of a command's actors; none = one of its own, so that no two jobs meet"
+    )
     dashboard_port: int | None = setting(
         None, "place", "dashboard port (loopback) of a Ray started here; none = no dashboard", ge=1, le=65535
     )
