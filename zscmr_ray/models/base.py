@@ -87,6 +87,11 @@ class AlignmentModel(nn.Module, ABC):
     """Whether the model is fitted in closed form (engine/fitted.py) and not trained by gradient."""
 
     @property
+    def network(self) -> AlignmentModel:
+        """The network over backbone features: the model itself, unless encoders are trained with it (models/tuned.py)."""
+        return self
+
+    @property
     @abstractmethod
     def blocks(self) -> tuple[VectorBlock, ...]:
         """The blocks of a vector, in order, without gaps."""

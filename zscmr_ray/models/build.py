@@ -19,11 +19,28 @@ METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "inn": (InnSettings, Inn),
     "tower": (TowerSettings, TwoTowers),
 }
+ENCODERS = "encoders"
 _CHANNELS = ("image_channels", "text_channels")
 
 
 def build_model(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentModel:
-    """Build the model that `architecture()` describes, initial weights by `seed`. Raises ConfigError if unknown."""
+    """Build the model that `architecture()` describes, initial weights by `seed`; trained encoders are loaded.
+
+    Raises ConfigError if unknown, and what `models.tuned.TunedModel` raises.
+    """
+    network = build_network(architecture, seed=seed)
+    encoders = architecture.get(ENCODERS)
+    if not encoders:
+        return network
+    # Here and not above: backbones cost a process what it may not need.
+    from zscmr_ray.models.tuned import TunedModel
+
+    return TunedModel(network, encoders)
+
+
+def build_network(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentModel:
+    """Build the alignment network alone, without the encoders that may be trained with it."""
+    architecture = {name: value for name, value in architecture.items() if name != ENCODERS}
     settings_type, model_type = _method(architecture)
     settings = read_settings(settings_type, architecture, needed=_CHANNELS)
     model: AlignmentModel = build_seeded(lambda: model_type(settings), seed=seed)

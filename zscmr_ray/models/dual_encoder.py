@@ -63,13 +63,13 @@ class DualEncoder(nn.Module):
     def embed_regions(self, regions_BRD: Tensor) -> tuple[Tensor, SideOutput]:
         """Embed cached image features [B, R, D], float16 or float32."""
         with torch.inference_mode():
-            output = self.model.encode_image(self._as_cached(regions_BRD))
+            output = self.model.network.encode_image(self._as_cached(regions_BRD))
             return self.model.vectors(output), output
 
     def embed_tokens(self, tokens_BLD: Tensor, lengths_B: Tensor) -> tuple[Tensor, SideOutput]:
         """Embed cached token states [B, L, D], float16 or float32, of true lengths [B]."""
         with torch.inference_mode():
-            output = self.model.encode_text(self._as_cached(tokens_BLD), lengths_B.to(self._device))
+            output = self.model.network.encode_text(self._as_cached(tokens_BLD), lengths_B.to(self._device))
             return self.model.vectors(output), output
 
     @property

@@ -1,4 +1,4 @@
-"""Frozen backbones: the contract every image or text encoder keeps. Not trained, not saved, never in train mode.
+"""Frozen backbones: the contract every image or text encoder keeps. Not saved, never in train mode; to train: trainable.py.
 
 Legend: B batch, H W pixels, R image regions (row-major grid), L text tokens, D channels, C teacher classes.
 
@@ -83,6 +83,18 @@ class FrozenBackbone(nn.Module):
         """Take the gradient off every parameter and go to eval mode; subclasses call it last in `__init__`."""
         return self.requires_grad_(False).train(False)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the layers that can be trained one after the other, the last one last; none where there are none."""
+        return ()
+
+    def weights(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield (module, name) of every tensor that is a weight: here buffers, so that nothing of it is ever saved."""
+        for module in self.modules():
+            yield from ((module, name) for name in module._buffers)
+
+    def prepare_training(self) -> None:
+        """Bring weights that are kept in a faster form back to their own before they are trained."""
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -116,6 +128,10 @@ class ImageBackbone(FrozenBackbone):
         regions_BRD = torch.cat([regions for regions, _ in parts])
         logits = [part for _, part in parts if part is not None]
         return ImageFeatures(regions_BRD, torch.cat(logits) if logits else None)
+
+    def sequence(self) -> Sequence[nn.Module]:
+        """Return the layers that make a feature map one after the other; none where the network is more than such a row."""
+        return ()
 
     def _encode(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode normalised images (channels-last memory) to a feature map [B, D, h, w] and logits [B, C] or None."""

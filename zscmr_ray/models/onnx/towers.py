@@ -65,7 +65,7 @@ class TextTower(nn.Module):
 def traceable_towers(encoder: DualEncoder) -> tuple[ImageTower, TextTower]:
     """Return both sides of an encoder, its own left as it is. Raises ConfigError for one that draws noise at test time."""
     assert encoder.image_backbone is not None and encoder.text_backbone is not None, "both sides"
-    model = copy.deepcopy(encoder.model).eval()
+    model = copy.deepcopy(encoder.model.network).eval()
     _make_traceable(model)
     image = ImageTower(encoder.image_backbone, model, region_grid=encoder.region_grid)
     return image.eval(), TextTower(encoder.text_backbone, model).eval()
