@@ -5,9 +5,14 @@ Symbols and published values: FGAN (Ge et al., TOMM 2025); see docs/science.md f
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from zscmr_ray.config.base import Section, setting
+
+Blocks = Annotated[int, Field(ge=0)] | Literal["all"]
+"""How many of a backbone's last blocks are trained."""
 
 
 class ModelSection(Section):
@@ -25,6 +30,17 @@ class ModelSection(Section):
         "output",
         "side of the region map the model sees: cached maps are pooled to it; none = as cached (preprocess.region_grid)",
         ge=1,
+    )
+    image_blocks: Blocks = setting(
+        0,
+        "output",
+        "blocks of the image backbone that are trained, from pixels: the last n, or all; 0 = frozen, cached features "
+        "(needs pairs made with preprocess.keep_images=true)",
+    )
+    text_blocks: Blocks = setting(
+        0,
+        "output",
+        "blocks of the text backbone that are trained, from captions: the last n, or all; 0 = frozen",
     )
     width: int = setting(512, "output", "width D of tokens and region embeddings, of a tower's vector", ge=8)
     num_heads: int = setting(4, "output", "fgan: attention heads of the region scorer", ge=1)
@@ -133,6 +149,9 @@ class OptimSection(Section):
     """Optimiser, schedule and when to stop."""
 
     lr: float = setting(4e-4, "output", "peak learning rate of AdamW", gt=0)
+    encoder_lr: float = setting(
+        2e-5, "output", "peak learning rate of trained backbone blocks (same schedule)", gt=0
+    )
     weight_decay: float = setting(1e-4, "output", "decoupled weight decay", ge=0)
     warmup_steps: int = setting(10, "output", "linear warm-up before the cosine", ge=0)
     max_epochs: int = setting(6, "output", "passes over the training rows; the cosine ends here", ge=1)

@@ -26,6 +26,17 @@ class TrainSection(Section):
     )
     zero_stage: Literal[0, 1, 2, 3] = setting(0, "speed", "DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = setting("fp32", "output", "arithmetic of the step")
+    activation_checkpointing: bool = setting(
+        False,
+        "speed",
+        "trained backbone blocks keep no activations: backward computes them again (less memory, a third slower)",
+    )
+    activation_cache_bytes: int = setting(
+        1_000_000_000,
+        "speed",
+        "memory of a worker for what feeds trained backbone blocks (states of the frozen ones, else pixels), in bytes",
+        ge=0,
+    )
     seed: int = setting(0, "output", "seed of initialisation, order and noise", ge=0)
     refit: bool = setting(
         False, "output", "after selection, train anew on all seen classes for the selected steps"

@@ -118,7 +118,7 @@ class PairFeatures:
         tokens_BLD, lengths_B = self.padded_tokens(self.caption_starts_N1[chosen] + which)
         prior = self.prior_logits_NC
         return PairBatch(
-            regions_BRD=torch.from_numpy(self.regions_NRD[chosen]).float(),
+            regions_BRD=self.image_inputs(chosen),
             tokens_BLD=tokens_BLD,
             lengths_B=lengths_B,
             prior_logits_BC=None if prior is None else torch.from_numpy(prior[chosen]).float(),
@@ -130,6 +130,10 @@ class PairFeatures:
                 self.captions[row][caption] for row, caption in zip(chosen, which, strict=True)
             ),
         )
+
+    def image_inputs(self, rows: npt.ArrayLike) -> Tensor:
+        """Return what the model's image side takes of some items: regions, float32."""
+        return torch.from_numpy(self.regions_NRD[np.asarray(rows, np.int64)]).float()
 
     def padded_tokens(self, captions_B: npt.ArrayLike) -> tuple[Tensor, Tensor]:
         """Return tokens_BLD float32 and lengths_B int64 of some captions, numbered over all items (0..M-1)."""

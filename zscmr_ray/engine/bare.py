@@ -22,7 +22,7 @@ class BareEngine:
     def __init__(self, step: AlignmentStep, *, optim: OptimSection, total_steps: int) -> None:
         self.step_module = step.train()
         self.optim, self.total_steps = optim, total_steps
-        self.optimizer = make_optimizer(step.parameters(), optim)
+        self.optimizer = make_optimizer(step.model, optim)
 
     def update(self, inputs: StepInputs) -> dict[str, float]:
         """Do one step; see `Engine`."""

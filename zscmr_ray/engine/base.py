@@ -6,17 +6,18 @@ the oracle of the tests and the baseline of benchmarks/train_overhead.py. The op
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zscmr_ray.config import Config, OptimSection
 from zscmr_ray.engine.schedule import learning_rate
 from zscmr_ray.engine.step import StepInputs
-from zscmr_ray.models.build import own_settings
+from zscmr_ray.models.base import AlignmentModel
+from zscmr_ray.models.build import ENCODERS, own_settings
 
 
 class Engine(Protocol):
@@ -35,17 +36,31 @@ class Engine(Protocol):
         """Go on from a folder that holds every rank's saved files. Every rank must call it."""
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], optim: OptimSection) -> torch.optim.AdamW:
-    """Return AdamW (decoupled weight decay), fused: one kernel for all parameters, on CPU too."""
-    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+def make_optimizer(model: AlignmentModel, optim: OptimSection) -> torch.optim.AdamW:
+    """Return AdamW (decoupled weight decay), fused: one kernel for all parameters of a group, on CPU too.
+
+    The first group is the alignment network, the second, where there are any, trained blocks of backbones.
+    """
+    encoders = model.encoder_parameters()
+    in_encoders = {id(parameter) for parameter in encoders}
+    groups = [[one for one in model.parameters() if id(one) not in in_encoders], encoders]
+    return torch.optim.AdamW(
+        [{"params": group} for group in groups if group],
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
 
 
 def set_learning_rate(optimizer: Any, *, step: int, optim: OptimSection, total_steps: int) -> float:
-    """Set every parameter group's rate for a step and return it."""
-    rate = learning_rate(step, peak=optim.lr, warmup_steps=optim.warmup_steps, total_steps=total_steps)
-    for group in optimizer.param_groups:
+    """Set the rate of the network's and of the encoders' parameter group for a step; returns the network's."""
+    rates = [
+        learning_rate(step, peak=peak, warmup_steps=optim.warmup_steps, total_steps=total_steps)
+        for peak in (optim.lr, optim.encoder_lr)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
         group["lr"] = rate
-    return rate
+    return rates[0]
 
 
 def as_floats(parts: dict[str, Tensor]) -> dict[str, float]:
@@ -55,10 +70,18 @@ def as_floats(parts: dict[str, Tensor]) -> dict[str, float]:
 
 
 def model_architecture(
-    config: Config, *, image_channels: int, text_channels: int, num_classes: int
+    config: Config,
+    *,
+    image_channels: int,
+    text_channels: int,
+    num_classes: int,
+    encoders: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what `models.build.build_model` builds from: the settings that the method reads, and the features' widths."""
-    return own_settings(
+    """Return what `models.build.build_model` builds from: the settings that the method reads, and the features' widths.
+
+    `encoders` are the backbones trained with it, as `engine.feeding.trained_encoders` describes them.
+    """
+    settings = own_settings(
         {
             **config.model.model_dump(),
             **config.loss.model_dump(),
@@ -67,3 +90,4 @@ def model_architecture(
             "num_classes": num_classes,
         }
     )
+    return settings | ({ENCODERS: dict(encoders)} if encoders else {})

@@ -1,6 +1,7 @@
 """Self-describing checkpoints: the trained weights and everything needed to use them, in one directory.
 
-    model.safetensors   the alignment network's weights (frozen backbones are named and hashed, never saved)
+    model.safetensors   the alignment network's weights, and the trained ones of its backbones where some are (frozen
+                        weights are named and hashed, never saved)
     meta.json           CheckpointMeta: method, architecture, fingerprint, backbones, score settings, selection
     config.json         the configuration that trained it
     split.json          the class split it was trained on (null: trained without classes)
@@ -39,7 +40,11 @@ FILES = (WEIGHTS, META, CONFIG, SPLIT)
 
 
 class BackboneRecord(BaseModel):
-    """A frozen network that is not in the checkpoint: where it comes from and the sha256 its weights must have."""
+    """A network that is not in the checkpoint: where it comes from and the sha256 its weights must have.
+
+    Of one whose last `trained_blocks` were trained the checkpoint holds these: `weights_sha256` is then that of the trained
+    network, `untrained_sha256` that of the one that is installed and that cached features came from.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -47,6 +52,13 @@ class BackboneRecord(BaseModel):
     weights_sha256: str
     num_channels: int
     trained_on: str = ""
+    trained_blocks: int | str | None = None
+    untrained_sha256: str | None = None
+
+    @property
+    def installed_sha256(self) -> str:
+        """The hash of the weights that are installed, before any training here."""
+        return self.untrained_sha256 or self.weights_sha256
 
 
 class BlockRecord(BaseModel):
@@ -161,7 +173,7 @@ def load_checkpoint(store: Store, *, device: str = "cpu") -> tuple[AlignmentMode
         )
     model = build_model(meta.architecture)
     model.load_state_dict(tensors)
-    model.label_temperature = meta.label_temperature
+    model.label_temperature = model.network.label_temperature = meta.label_temperature
     return model.to(device).eval(), meta
 
 
@@ -177,13 +189,14 @@ def load_dual_encoder(
     # Imported here: training reads and writes checkpoints too, and need not pay for the backbones' libraries.
     from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
     from zscmr_ray.models.dual_encoder import DualEncoder
+    from zscmr_ray.models.tuned import TunedModel
 
     model, meta = load_checkpoint(store, device=device)
-    image = text = None
-    if "image" in sides:
+    image, text = model.served_backbones() if isinstance(model, TunedModel) else (None, None)
+    if "image" in sides and image is None:
         image = load_image_backbone(meta.image_backbone.id, device=device)
         check_backbone(image.weights_sha256, meta.image_backbone)
-    if "text" in sides:
+    if "text" in sides and text is None:
         text = load_text_backbone(meta.text_backbone.id, device=device, max_tokens=meta.max_tokens)
         check_backbone(text.weights_sha256, meta.text_backbone)
     return DualEncoder(image, text, model, region_grid=meta.region_grid), meta

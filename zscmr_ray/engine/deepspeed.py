@@ -53,7 +53,7 @@ class DeepSpeedEngine:
         self.step_module = step.to(device).train()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self.step_module,
-            optimizer=make_optimizer(step.parameters(), config.optim),
+            optimizer=make_optimizer(step.model, config.optim),
             config=engine_config(config, world_size()),
             dist_init_required=False,
         )

@@ -30,7 +30,8 @@ from zscmr_ray.engine.step import AlignmentStep, StepSource
 from zscmr_ray.engine.telemetry import Telemetry
 from zscmr_ray.engine.validation import Validator
 from zscmr_ray.models.base import LABEL
-from zscmr_ray.models.build import build_model
+from zscmr_ray.models.build import build_model, build_network
+from zscmr_ray.models.tuned import TunedModel
 from zscmr_ray.progress import Progress
 from zscmr_ray.retrieval.protocol import ClassGroups
 from zscmr_ray.storage import Store
@@ -142,6 +143,8 @@ class TrainingRun:
 
     def _engine(self, total_steps: int, point: ResumePoint | None) -> Engine:
         model = build_model(self.architecture, seed=self.config.train.seed)
+        if isinstance(model, TunedModel) and self.config.train.activation_checkpointing:
+            model.recompute_activations()
         engine = self.make_engine(AlignmentStep(model, precision=self.config.train.precision), total_steps)
         if point is not None:
             load_engine(self.store, point, engine)
@@ -250,7 +253,7 @@ def held_out_rows(features: PairFeatures, split: ClassSplit) -> npt.NDArray[np.i
 
 
 def _unselected(architecture: dict[str, Any]) -> dict[str, Any]:
-    has_labels = LABEL in {block.name for block in build_model(architecture).blocks}
+    has_labels = LABEL in {block.name for block in build_network(architecture).blocks}
     return {
         "rows": "none: no class was held out",
         "label_weight": _DEFAULT_LABEL_WEIGHT if has_labels else 0.0,

@@ -18,11 +18,14 @@ from zscmr_ray.config import Config
 from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.data.splits import ClassSplit, training_rows
 from zscmr_ray.engine.base import model_architecture
-from zscmr_ray.engine.checkpoint import BlockRecord, CheckpointMeta
+from zscmr_ray.engine.checkpoint import BackboneRecord, BlockRecord, CheckpointMeta
+from zscmr_ray.engine.feeding import FedPairs, trained_encoders
 from zscmr_ray.engine.fitted import fit_method
 from zscmr_ray.engine.run import MakeEngine, Outcome, TrainingRun
+from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.base import AlignmentModel
-from zscmr_ray.models.build import build_model, is_fitted
+from zscmr_ray.models.build import ENCODERS, build_model, is_fitted
+from zscmr_ray.models.tuned import TunedModel
 from zscmr_ray.storage import Store
 
 
@@ -54,7 +57,9 @@ def train_model(
         image_channels=int(info["image_channels"]),
         text_channels=int(info["token_channels"]),
         num_classes=int(info["num_classes"] or 0),
+        encoders=trained_encoders(config.model, info),
     )
+    _check_fed(architecture, features)
     outcome = (
         fit_method(config, split, features, architecture=architecture, info=info, stream=stream)
         if is_fitted(architecture)
@@ -72,7 +77,7 @@ def train_model(
     model = build_model(architecture)
     model.load_state_dict(outcome.weights)
     model.label_temperature = outcome.label_temperature
-    return Trained(model.eval(), _meta(config, split, info, dict(model.architecture()), outcome))
+    return Trained(model.eval(), _meta(config, split, info, model, outcome))
 
 
 def wanted_rows(
@@ -87,16 +92,16 @@ def wanted_rows(
 
 
 def _meta(
-    config: Config, split: ClassSplit, info: Mapping[str, Any], architecture: dict[str, Any], outcome: Outcome
+    config: Config, split: ClassSplit, info: Mapping[str, Any], model: AlignmentModel, outcome: Outcome
 ) -> CheckpointMeta:
-    teacher, blocks = info["teacher"], build_model(architecture).blocks
+    teacher = info["teacher"]
     return CheckpointMeta(
-        architecture=architecture,
-        blocks=tuple(BlockRecord(**asdict(block)) for block in blocks),
+        architecture=dict(model.architecture()),
+        blocks=tuple(BlockRecord(**asdict(block)) for block in model.blocks),
         label_temperature=outcome.label_temperature,
         label_weight=outcome.label_weight,
-        image_backbone=info["image_backbone"],
-        text_backbone=info["text_backbone"],
+        image_backbone=_backbone("image", info, model),
+        text_backbone=_backbone("text", info, model),
         # A thousand class names belong to the backbone, not to every checkpoint.
         teacher=teacher and {name: value for name, value in teacher.items() if name != "class_names"},
         preprocessing=info["image_backbone"]["spec"],
@@ -107,3 +112,36 @@ def _meta(
         config=config.model_dump(mode="json"),
         split=json.loads(split.to_json()),
     )
+
+
+def _backbone(side: str, info: Mapping[str, Any], model: AlignmentModel) -> BackboneRecord:
+    """A backbone as the pairs name it, with the hash and the blocks of its training where it was trained."""
+    facts = dict(info[f"{side}_backbone"])
+    if isinstance(model, TunedModel) and side in model.encoders:
+        facts |= {
+            "weights_sha256": model.encoder_sha256()[side],
+            "untrained_sha256": facts["weights_sha256"],
+            "trained_blocks": model.encoders[side]["blocks"],
+        }
+    return BackboneRecord.model_validate(facts)
+
+
+def _check_fed(architecture: Mapping[str, Any], features: PairFeatures) -> None:
+    """Refuse encoders where there is nothing to train them from, or no training."""
+    encoders = sorted(architecture.get(ENCODERS, ()))
+    if not encoders:
+        return
+    if is_fitted(architecture):
+        raise ConfigError(
+            f"method {architecture['method']} is fitted in closed form: no gradient reaches a backbone",
+            got=f"model.{encoders[0]}_blocks",
+            expected="a method trained by gradient, or frozen backbones",
+            remedy="model.method=fgan, inn or tower, or model.image_blocks=0 and model.text_blocks=0",
+        )
+    if not isinstance(features, FedPairs):
+        raise ConfigError(
+            "an ablation trains from cached features: its backbones are frozen",
+            got=f"model.{encoders[0]}_blocks",
+            expected="0",
+            remedy="train backbones with `zscmr train`",
+        )

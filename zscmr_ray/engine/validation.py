@@ -50,8 +50,7 @@ def head_outputs(model: AlignmentModel, features: PairFeatures, *, device: str =
     """Encode all items and all their captions in eval mode, without noise."""
     images, texts = _Heads(), _Heads()
     for rows in _blocks(len(features)):
-        regions_BRD = torch.from_numpy(features.regions_NRD[rows].astype(np.float32))
-        images.add(model.encode_image(regions_BRD.to(device)))
+        images.add(model.encode_image(features.image_inputs(rows).to(device)))
     for places in _blocks(features.num_captions):
         tokens_BLD, lengths_B = features.padded_tokens(places)
         texts.add(model.encode_text(tokens_BLD.to(device), lengths_B.to(device)))

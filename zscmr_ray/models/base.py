@@ -120,6 +120,10 @@ class AlignmentModel(nn.Module, ABC):
         """Return the parameters that `loss` itself reads, beyond the outputs: their gradient is whole on every rank."""
         return ()
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of encoders that are trained with the network (models/tuned.py)."""
+        return []
+
     def score_pairs(self, image: SideOutput, text: SideOutput) -> Tensor:
         """Score every image with every text by the method's own pair score, [N, M] float32.
 

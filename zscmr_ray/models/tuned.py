@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from zscmr_ray.errors import RefusedError
 from zscmr_ray.losses.relations import Relations
-from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
+from zscmr_ray.models.backbones import (
+    ImageBackbone,
+    TextBackbone,
+    load_image_backbone,
+    load_text_backbone,
+)
 from zscmr_ray.models.backbones.base import tensors_sha256
 from zscmr_ray.models.backbones.trainable import TrainedImage, TrainedText, recompute_blocks
 from zscmr_ray.models.base import AlignmentModel, SideOutput, VectorBlock
@@ -34,8 +39,15 @@ class TunedModel(AlignmentModel):
         super().__init__()
         self.aligned, self.encoders = aligned, {side: dict(facts) for side, facts in encoders.items()}
         self.scores_pairs = aligned.scores_pairs
-        self.image_encoder = _trained_image(encoders["image"]) if "image" in encoders else None
-        self.text_encoder = _trained_text(encoders["text"]) if "text" in encoders else None
+        self.image_encoder, self.text_encoder = self.load_encoders(encoders)
+
+    @staticmethod
+    def load_encoders(
+        encoders: Mapping[str, Mapping[str, Any]],
+    ) -> tuple[TrainedImage | None, TrainedText | None]:
+        """Load the described encoders, as they were before their training. Raises as the constructor."""
+        image, text = encoders.get("image"), encoders.get("text")
+        return (image and _trained_image(image)) or None, (text and _trained_text(text)) or None
 
     @property
     def network(self) -> AlignmentModel:
@@ -100,6 +112,16 @@ class TunedModel(AlignmentModel):
                     encoder.state_dict(), before=self.encoders[side]["weights_sha256"]
                 )
         return found
+
+    def served_backbones(self) -> tuple[ImageBackbone | None, TextBackbone | None]:
+        """Return the trained encoders as backbones of their own hash; None for a side that is not trained."""
+        hashes = self.encoder_sha256()
+        image = self.image_encoder and self.image_encoder.backbone
+        text = self.text_encoder and self.text_encoder.backbone
+        for side, backbone in (("image", image), ("text", text)):
+            if backbone is not None:
+                backbone.weights_sha256 = hashes[side]
+        return image, text
 
     def _as_served(self, features_BXD: Tensor) -> Tensor:
         """In eval mode through half precision, as embed and the service do (models/dual_encoder.py)."""

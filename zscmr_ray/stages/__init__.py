@@ -6,11 +6,12 @@ import each other. The only library code, with serving/, that imports ray.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from zscmr_ray.config import Config
-from zscmr_ray.errors import DataError
+from zscmr_ray.errors import ConfigError, DataError
 from zscmr_ray.lease import read_lease
 from zscmr_ray.manifest import STAGE_MARK, Manifest, StageKey, read_manifest, require_manifest
 from zscmr_ray.storage import Store
@@ -54,6 +55,19 @@ def require_pairs(store: Store) -> Manifest:
             remedy="embed this corpus with a finished model: --set embed.model=<run>, or hf:<id> (`zscmr embed`)",
         )
     return manifest
+
+
+def require_images(manifest: Manifest, encoders: Collection[str]) -> None:
+    """Refuse pairs without the original pictures where an image encoder is trained; thumbnails never stand in."""
+    kept = manifest.key.config.get("preprocess", {}).get("keep_images")
+    if "image" not in encoders or kept:
+        return
+    raise ConfigError(
+        "the image encoder is trained from pixels, and these pairs hold none",
+        got="pairs of cached features and thumbnails, which are never used for pixels",
+        expected="pairs made with preprocess.keep_images=true",
+        remedy="zscmr preprocess --overwrite --set preprocess.keep_images=true, or model.image_blocks=0",
+    )
 
 
 def stage_directories(uri: str) -> dict[str, Store]:

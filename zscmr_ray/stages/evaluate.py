@@ -21,9 +21,10 @@ from zscmr_ray.manifest import (
     require_manifest,
 )
 from zscmr_ray.models.base import LABEL
+from zscmr_ray.models.build import ENCODERS
 from zscmr_ray.retrieval.protocol import ClassGroups, evaluate_method
 from zscmr_ray.retrieval.searches import DIRECTIONS, Towers
-from zscmr_ray.stages import StageResult, require_pairs, stage_store
+from zscmr_ray.stages import StageResult, require_images, require_pairs, stage_store
 from zscmr_ray.stages.evaluate_examples import make_examples
 from zscmr_ray.stages.measure.baselines import Baseline, make_baselines
 from zscmr_ray.stages.measure.external import (
@@ -83,6 +84,7 @@ def _evaluate(config: Config, claim: Claim, pairs: Manifest, externals: list[Ext
     pairs_store, checkpoint_store = (stage_store(config, stage) for stage in ("preprocess", "train"))
     model, meta = load_checkpoint(checkpoint_store)
     check_inputs(pairs, meta)
+    require_images(pairs, meta.architecture.get(ENCODERS, ()))
     groups = class_groups(meta)
     split = class_split(meta)
     table = read_pairs_table(pairs_store, pairs, split)
@@ -140,11 +142,11 @@ def check_inputs(pairs: Manifest, meta: CheckpointMeta) -> None:
         )
     for side, record in (("image_backbone", meta.image_backbone), ("text_backbone", meta.text_backbone)):
         found = pairs.info[side]["weights_sha256"]
-        if found != record.weights_sha256:
+        if found != record.installed_sha256:
             raise RefusedError(
                 f"the pairs' features come from another {side.replace('_', ' ')} than the checkpoint's",
                 got=f"pairs: {pairs.info[side]['id']} {found}",
-                expected=f"checkpoint: {record.id} {record.weights_sha256}",
+                expected=f"checkpoint: {record.id} {record.installed_sha256}",
                 remedy="preprocess and train with the same backbones",
             )
 

@@ -27,7 +27,7 @@ from zscmr_ray.data.splits import ClassSplit, training_rows
 from zscmr_ray.engine.class_split import configured_split
 from zscmr_ray.errors import ConfigError, DataError, TrainingError, ZscmrError
 from zscmr_ray.manifest import Manifest, StageKey, part_record
-from zscmr_ray.stages import StageResult, require_pairs, stage_store
+from zscmr_ray.stages import StageResult, require_images, require_pairs, stage_store
 from zscmr_ray.storage import Store
 
 STAGE = "train"
@@ -45,6 +45,7 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
     """
     pairs = stage_store(config, "preprocess")
     manifest = require_pairs(pairs)
+    require_images(manifest, ["image"] if config.model.image_blocks else [])
     parts = tuple(part.name for part in manifest.parts if part.name.startswith("part-"))
     split, counts = plan_training(config, pairs, parts)
     key = StageKey(stage=STAGE, config=config.stage_config(*SECTIONS), input_fingerprint=manifest.fingerprint)

@@ -6,6 +6,7 @@ object store, a restarted worker needs nobody, and the features of unseen classe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 
 from zscmr_ray.config import Config
 from zscmr_ray.data.no_leak import rule_table
-from zscmr_ray.data.pairs import COLUMNS, PairFeatures, load_pair_features
+from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.data.splits import ClassSplit
 from zscmr_ray.engine.checkpoint import save_checkpoint
 from zscmr_ray.engine.collectives import rank
+from zscmr_ray.engine.feeding import make_feed, trained_encoders
 from zscmr_ray.engine.run import MakeEngine
 from zscmr_ray.engine.trained import train_model, wanted_rows
 from zscmr_ray.errors import ConfigError, TrainingError
@@ -70,7 +72,7 @@ def train_worker(job: TrainJob, *, make_engine: MakeEngine, device: str = "cpu")
     trained = train_model(
         job.config,
         job.split,
-        read_features(job),
+        read_features(job, device=device),
         info=job.info,
         store=job.checkpoint,
         make_engine=make_engine,
@@ -83,10 +85,16 @@ def train_worker(job: TrainJob, *, make_engine: MakeEngine, device: str = "cpu")
     return {"fingerprint": signed.fingerprint, "selection": signed.selection}
 
 
-def read_features(job: TrainJob) -> PairFeatures:
-    """Read the rows that training and validation use, in the order of the parts."""
-    return load_pair_features(
-        (rule_table(_read(job.pairs, part), job.split) for part in job.parts),
+def read_features(job: TrainJob, *, device: str = "cpu") -> PairFeatures:
+    """Read the rows that training and validation use, in the order of the parts; pictures where encoders are trained."""
+    feed = make_feed(
+        trained_encoders(job.config.model, job.info),
+        max_pixels=job.config.data.max_pixels,
+        cache_bytes=job.config.train.activation_cache_bytes,
+        device=device,
+    )
+    return feed.load(
+        (rule_table(_read(job.pairs, part, feed.columns), job.split) for part in job.parts),
         num_regions=int(job.info["num_regions"]),
         token_channels=int(job.info["token_channels"]),
         keep=lambda table: wanted_rows(
@@ -96,6 +104,6 @@ def read_features(job: TrainJob) -> PairFeatures:
     )
 
 
-def _read(store: Store, part: str) -> pa.Table:
+def _read(store: Store, part: str, columns: Sequence[str]) -> pa.Table:
     with store.open(part) as file:
-        return pq.read_table(file, columns=list(COLUMNS))
+        return pq.read_table(file, columns=list(columns))

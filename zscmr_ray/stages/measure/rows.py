@@ -20,6 +20,7 @@ import torch
 from zscmr_ray.data.no_leak import RULE_COLUMNS, rule_table
 from zscmr_ray.data.pairs import COLUMNS, PairFeatures, load_pair_features
 from zscmr_ray.data.splits import ClassSplit
+from zscmr_ray.engine.feeding import feed_of
 from zscmr_ray.errors import DataError
 from zscmr_ray.manifest import Manifest
 from zscmr_ray.models.base import AlignmentModel, SideOutput
@@ -115,12 +116,13 @@ def encode_rows(
     split: ClassSplit | None = None,
 ) -> EncodedRows:
     """Encode the chosen rows with both sides of the model, part by part, without noise; `region_grid` is the model's."""
-    shape = manifest.info
+    shape, data = manifest.info, manifest.key.config.get("data", {})
+    feed = feed_of(model, max_pixels=data.get("max_pixels", 0))
     wanted = pa.array(sorted(ids))
     parts = []
     with Progress("evaluate", total=len(ids), unit="rows") as progress:
-        for table in _tables(store, manifest, COLUMNS, split):
-            features = load_pair_features(
+        for table in _tables(store, manifest, feed.columns, split):
+            features = feed.load(
                 [table],
                 num_regions=int(shape["num_regions"]),
                 token_channels=int(shape["token_channels"]),
@@ -197,8 +199,8 @@ def encode_features(features: PairFeatures, model: AlignmentModel, *, batch_rows
     images, weights = [], []
     image_pairs, text_pairs = [], []
     for start in range(0, len(features), batch_rows):
-        regions_BRD = torch.from_numpy(features.regions_NRD[start : start + batch_rows].astype(np.float32))
-        output = model.encode_image(regions_BRD.to(device))
+        rows = np.arange(start, min(start + batch_rows, len(features)))
+        output = model.encode_image(features.image_inputs(rows).to(device))
         images.append(model.vectors(output).cpu().numpy())
         if output.weights_BR is not None:
             weights.append(output.weights_BR.float().cpu().numpy())
