@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ImageBytes:
-    """A list of byte strings in an unnamed temporary file (in TMPDIR); reading is safe from several threads."""
+    """A list of byte strings in an unnamed temporary file (below TMPDIR); reading is safe from several threads."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="zscmr-images-")  # noqa: SIM115  held as long as the object
+        self._descriptor, path = tempfile.mkstemp(prefix="zscmr-images-")
+        Path(path).unlink()
+        weakref.finalize(self, os.close, self._descriptor)
         self._starts = [0]
 
     def __len__(self) -> int:
@@ -23,11 +27,11 @@ class ImageBytes:
 
     def extend(self, images: Iterable[bytes]) -> None:
         """Append pictures. Raises OSError for a full disk."""
-        for image in images:
-            self._file.write(image)
-            self._starts.append(self._starts[-1] + len(image))
-        self._file.flush()
+        with open(self._descriptor, "wb", closefd=False) as file:
+            for image in images:
+                file.write(image)
+                self._starts.append(self._starts[-1] + len(image))
 
     def __getitem__(self, number: int) -> bytes:
         start, stop = self._starts[number], self._starts[number + 1]
-        return os.pread(self._file.fileno(), stop - start, start)
+        return os.pread(self._descriptor, stop - start, start)

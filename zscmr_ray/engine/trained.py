@@ -118,10 +118,13 @@ def _backbone(side: str, info: Mapping[str, Any], model: AlignmentModel) -> Back
     """A backbone as the pairs name it, with the hash and the blocks of its training where it was trained."""
     facts = dict(info[f"{side}_backbone"])
     if isinstance(model, TunedModel) and side in model.encoders:
+        blocks = model.encoders[side]["blocks"]
+        which = "all its blocks" if blocks == "all" else f"its last {blocks} block{'s'[: blocks != 1]}"
         facts |= {
+            "trained_on": f"{facts.get('trained_on') or 'not stated'}; then {which} with this model",
             "weights_sha256": model.encoder_sha256()[side],
             "untrained_sha256": facts["weights_sha256"],
-            "trained_blocks": model.encoders[side]["blocks"],
+            "trained_blocks": blocks,
         }
     return BackboneRecord.model_validate(facts)
 
