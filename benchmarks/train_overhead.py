@@ -67,7 +67,11 @@ def make_engine(config: Config, side: str) -> Any:
     from zscmr_ray.engine.step import AlignmentStep
     from zscmr_ray.models.build import build_model
 
-    shape = {"image_channels": IMAGE_CHANNELS, "text_channels": TOKEN_CHANNELS, "num_classes": CLASSES}
+    shape: dict[str, Any] = {
+        "image_channels": IMAGE_CHANNELS,
+        "text_channels": TOKEN_CHANNELS,
+        "num_classes": CLASSES,
+    }
     step = AlignmentStep(build_model(model_architecture(config, **shape), seed=config.train.seed))
     total = STEPS_PER_BLOCK * PAIRS
     if side == "bare":

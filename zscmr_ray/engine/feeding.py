@@ -201,8 +201,8 @@ def feed_of(model: object, *, max_pixels: int) -> Feed:
     """Return the feed of a trained model, for one pass over pairs."""
     if not isinstance(model, TunedModel):
         return Feed()
-    text = model.text_encoder
-    return Feed(model.image_encoder, text and text.backbone, max_pixels, keeps_regions=True)
+    text = None if model.text_encoder is None else model.text_encoder.backbone
+    return Feed(model.image_encoder, text, max_pixels, keeps_regions=True)
 
 
 def _with_pictures_taken(

@@ -119,7 +119,7 @@ def _backbone(side: str, info: Mapping[str, Any], model: AlignmentModel) -> Back
     facts = dict(info[f"{side}_backbone"])
     if isinstance(model, TunedModel) and side in model.encoders:
         blocks = model.encoders[side]["blocks"]
-        which = "all its blocks" if blocks == "all" else f"its last {blocks} block{'s'[: blocks != 1]}"
+        which = "all its layers" if blocks == "all" else f"the last {blocks} of its blocks"
         facts |= {
             "trained_on": f"{facts.get('trained_on') or 'not stated'}; then {which} with this model",
             "weights_sha256": model.encoder_sha256()[side],

@@ -116,8 +116,8 @@ class TunedModel(AlignmentModel):
     def served_backbones(self) -> tuple[ImageBackbone | None, TextBackbone | None]:
         """Return the trained encoders as backbones of their own hash; None for a side that is not trained."""
         hashes = self.encoder_sha256()
-        image = self.image_encoder and self.image_encoder.backbone
-        text = self.text_encoder and self.text_encoder.backbone
+        image = None if self.image_encoder is None else self.image_encoder.backbone
+        text = None if self.text_encoder is None else self.text_encoder.backbone
         for side, backbone in (("image", image), ("text", text)):
             if backbone is not None:
                 backbone.weights_sha256 = hashes[side]

@@ -1,4 +1,4 @@
-"""Training the last blocks of a backbone: what is trained, that nothing else changes, and that the first step is the old net's."""
+"""Training the last blocks of a backbone: what is trained, what stays, and that it begins as the frozen network."""
 
 from __future__ import annotations
 
