@@ -109,10 +109,7 @@ class PairFeatures:
         )
 
     def batch(self, rows: npt.ArrayLike, caption_index: npt.ArrayLike | None = None) -> PairBatch:
-        """Return items as float32 tensors, text padded with zeros to the batch's longest caption.
-
-        `caption_index` [B] says which of its captions each item shows; None = the first.
-        """
+        """Return items as float32 tensors, each with the caption `caption_index` [B] names (None: the first), padded."""
         chosen = np.asarray(rows, np.int64)
         which = np.zeros(len(chosen), np.int64) if caption_index is None else np.asarray(caption_index)
         tokens_BLD, lengths_B = self.padded_tokens(self.caption_starts_N1[chosen] + which)
