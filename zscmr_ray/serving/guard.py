@@ -30,6 +30,8 @@ PAGE_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/assets/page.css": ("page.css", "text/css; charset=utf-8"),
     "/assets/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/assets/api.js": ("api.js", "text/javascript; charset=utf-8"),
+    "/assets/results.js": ("results.js", "text/javascript; charset=utf-8"),
     "/assets/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 OPEN_PATHS = frozenset({"/healthz", "/readyz", *PAGE_FILES})
