@@ -13,10 +13,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.embeddings_run import FINGERPRINT, run_config, unit_vectors, write_embeddings
+from tests.serving.imfa_run import imfa_run
 from zscmr_ray.config import Config, ServeSection
 from zscmr_ray.config.serving import DEFAULT_INDEX
 from zscmr_ray.errors import DataError
 from zscmr_ray.models.base import VectorBlock
+from zscmr_ray.serving.app import open_service
 from zscmr_ray.serving.live import FixedIndex
 from zscmr_ray.serving.metrics import Metrics
 from zscmr_ray.serving.routes import http_app
@@ -81,6 +83,28 @@ def indexed_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
     write_embeddings(config, num_items=NUM_ITEMS, captions_per_item=CAPTIONS_PER_ITEM)
     run_index(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def imfa_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A small run of IMFA whose index keeps regions; its encoder is real."""
+    return imfa_run(tmp_path_factory.mktemp("imfa"))
+
+
+@pytest.fixture(scope="session")
+def imfa_service(imfa_config: Config) -> Iterator[SearchService]:
+    """The service of that run, in this process."""
+    service = open_service(imfa_config)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def imfa_http(imfa_service: SearchService, imfa_config: Config) -> Iterator[TestClient]:
+    """Its HTTP application, in process, without a key."""
+    app = http_app(imfa_service, imfa_config.serve, api_keys=())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.serving.imfa_run import imfa_run
+from zscmr_ray.config import Config
 from zscmr_ray.retrieval.gallery import Gallery
 from zscmr_ray.serving.heat import item_regions
 from zscmr_ray.serving.searcher import Searcher
 from zscmr_ray.stages import stage_store
 
 
-def test_an_item_and_its_caption_have_the_weights_that_embed_kept(tmp_path: Path) -> None:
-    config = imfa_run(tmp_path)
+def test_an_item_and_its_caption_have_the_weights_that_embed_kept(imfa_config: Config) -> None:
+    config = imfa_config
     searcher = Searcher(stage_store(config, "index"))
     gallery = Gallery(Path(config.data.run_uri) / "index/image")
     row_id = gallery.id_of(5)

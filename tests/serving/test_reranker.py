@@ -20,11 +20,6 @@ from zscmr_ray.serving.reranker import Reranker, Shortlist
 from zscmr_ray.stages import stage_store
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return imfa_run(tmp_path_factory.mktemp("imfa"))
-
-
 def place_of(config: Config) -> ModelPlace:
     return find_model("checkpoint", own=stage_store(config, "train"))
 
@@ -33,14 +28,14 @@ def images_of(config: Config) -> Gallery:
     return Gallery(Path(config.data.run_uri) / "index/image")
 
 
-def test_scores_are_those_of_the_pairs_from_pixels_in_the_order_of_the_ids(run: Config) -> None:
-    images, texts = images_of(run), ["a picture of kind b", "two words"]
-    reranker = Reranker(place_of(run), images)
-    model, _ = load_model(place_of(run))
+def test_scores_are_those_of_the_pairs_from_pixels_in_the_order_of_the_ids(imfa_config: Config) -> None:
+    images, texts = images_of(imfa_config), ["a picture of kind b", "two words"]
+    reranker = Reranker(place_of(imfa_config), images)
+    model, _ = load_model(place_of(imfa_config))
     assert isinstance(model, DualEncoder)
     ids = ("b.tar#0003", "a.tar#0007", "b.tar#0000")
-    encoder = ModelEncoder(place_of(run), max_pixels=1_000_000)
-    pixels = [encoder.decode(picture_of(run, item_id)) for item_id in ids]
+    encoder = ModelEncoder(place_of(imfa_config), max_pixels=1_000_000)
+    pixels = [encoder.decode(picture_of(imfa_config, item_id)) for item_id in ids]
     _, seen = model.encode_images(torch.from_numpy(np.stack(pixels)))
     _, said = model.encode_texts(texts)
     with torch.inference_mode():
@@ -53,9 +48,9 @@ def test_scores_are_those_of_the_pairs_from_pixels_in_the_order_of_the_ids(run: 
     assert reranker.rerank([Shortlist("x", ())])[0].shape == (0,)
 
 
-def test_another_model_and_an_index_without_regions_are_refused(run: Config, tmp_path: Path) -> None:
+def test_another_model_and_an_index_without_regions_are_refused(imfa_config: Config, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="not the one that was meant"):
-        Reranker(place_of(run), images_of(run), fingerprint="00" * 32)
+        Reranker(place_of(imfa_config), images_of(imfa_config), fingerprint="00" * 32)
     plain = imfa_run(tmp_path, regions=False)
     with pytest.raises(DataError, match=r"embed\.regions=true"):
         Reranker(place_of(plain), images_of(plain))

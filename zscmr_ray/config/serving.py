@@ -71,6 +71,18 @@ class ServeSection(Section):
     keep_releases: int = setting(
         3, "place", "releases kept on disk for --rollback, the live one included", ge=2
     )
+    rerank_top_n: int = setting(
+        100, "output", "rerank: the best by vector that the fused attention orders anew", ge=1, le=1000
+    )
+    rerank_replicas: int = setting(
+        1, "speed", "replicas of the re-ranking deployment, where an index keeps regions; 0 = none", ge=0
+    )
+    rerank_timeout_ms: int = setting(
+        2000,
+        "output",
+        "rerank: without an answer by then the first stage's order is given, and said so",
+        ge=1,
+    )
     wedged_after_s: float = setting(
         30.0, "speed", "a batch that runs longer makes its replica unhealthy, and Serve replaces it", gt=0
     )
@@ -88,6 +100,7 @@ class ServeSection(Section):
     )
     max_body_bytes: int = setting(12_000_000, "output", "largest request body, in bytes", ge=1024)
     max_pixels: int = setting(64_000_000, "output", "larger query images are refused before decoding", ge=1)
+    max_embedding_inputs: int = setting(256, "output", "largest number of inputs of /v1/embeddings", ge=1)
     max_k: int = setting(100, "output", "largest number of results", ge=1)
 
     @model_validator(mode="after")

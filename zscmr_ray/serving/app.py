@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ray import serve
 
@@ -23,11 +24,11 @@ from zscmr_ray.serving.encoding import EncoderPool
 from zscmr_ray.serving.guard import read_api_keys
 from zscmr_ray.serving.live import LiveIndexes
 from zscmr_ray.serving.metrics import Metrics
-from zscmr_ray.serving.releases import Releases, check_servable, ensure_released, index_runs, run_of
+from zscmr_ray.serving.releases import Release, Releases, check_servable, ensure_released, index_runs, run_of
 from zscmr_ray.serving.service import SearchService
 from zscmr_ray.serving.shelf import Shelf
 from zscmr_ray.serving.topology import APP_NAME, app_from_config, build_app
-from zscmr_ray.serving.version import load_version, need_bytes
+from zscmr_ray.serving.version import IndexVersion, load_reranking, load_version, need_bytes
 from zscmr_ray.stages import stage_store
 
 __all__ = [
@@ -52,9 +53,22 @@ def open_service(config: Config) -> SearchService:
     settings, metrics = config.serve, Metrics()
     releases = {name: Releases(uri) for name, uri in index_runs(config).items()}
     pool = EncoderPool(settings, metrics)
+
+    def load(index: str, release: Release) -> IndexVersion:
+        version = load_version(index, releases[index], release, pool, settings, metrics)
+        reranking = load_reranking(releases[index], release, version.searcher, settings, metrics)
+        if reranking is None:
+            return version
+
+        def close() -> None:
+            reranking.close()
+            version.close()
+
+        return replace(version, reranking=reranking, on_close=close)
+
     shelf = Shelf(
         releases,
-        lambda index, release: load_version(index, releases[index], release, pool, settings, metrics),
+        load,
         lambda index, release: need_bytes(releases[index], release, pool),
     )
     live = LiveIndexes(releases, shelf, metrics)

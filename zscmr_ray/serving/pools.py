@@ -1,4 +1,4 @@
-"""The split topology's deployments: a pool of encoders, and shards of the index (DESIGN 6).
+"""Deployments beside the ingress: of the split topology encoders and shards of the index, of both the reranker (DESIGN 6).
 
 Each holds up to two versions of every index; a request names its release, and one that is not here yet is loaded first.
 Refusals are answered as values (remote.py). What it is not: the ingress (topology.py).
@@ -21,9 +21,11 @@ from zscmr_ray.serving.problems import ProblemError
 from zscmr_ray.serving.releases import Release, Releases
 from zscmr_ray.serving.remote import Refusal, ShardHits, shard_hits
 from zscmr_ray.serving.replica import Replica
+from zscmr_ray.serving.reranker import Shortlist
+from zscmr_ray.serving.reranking import LocalReranking
 from zscmr_ray.serving.searcher import Searcher, SearchTask
 from zscmr_ray.serving.shelf import Shelf
-from zscmr_ray.serving.version import LocalSearching, load_encoder, need_bytes
+from zscmr_ray.serving.version import LocalSearching, load_encoder, load_reranking, need_bytes
 
 _LOG = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
@@ -113,6 +115,51 @@ class _HeldShard:
 
     def close(self) -> None:
         self.searching.close()
+        self.searcher.close()
+
+
+class RerankDeployment(Replica):
+    """The second stage: regions of up to two versions of each index that keeps them, and the text half of their models."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._shelf: Shelf[_HeldReranker] = Shelf(self._releases, self._load, self._need_bytes)
+        _load_live(self._shelf, self._releases)
+
+    async def rerank(self, index: str, release_id: str, shortlist: Shortlist) -> FloatArray | Refusal:
+        """The pair score of each item of a shortlist, by the model of a release."""
+
+        async def ask(held: _HeldReranker) -> FloatArray:
+            assert held.reranking is not None, "the ingress asks where regions are kept"
+            return await held.reranking.rerank(shortlist)
+
+        return await _answered(self._shelf, index, release_id, ask)
+
+    async def prepare(self, index: str, release_id: str) -> Refusal | None:
+        """Have a release's regions here."""
+        return await _prepared(self._shelf, index, release_id)
+
+    async def check_health(self) -> None:
+        """Raise, so that Serve replaces this replica, when a batch does not end."""
+        self._check(max((h.reranking.busy_s() for h in self._shelf.all() if h.reranking), default=0.0))
+
+    def _load(self, index: str, release: Release) -> _HeldReranker:
+        releases = self._releases[index]
+        searcher = Searcher(releases.index_store(release))
+        reranking = load_reranking(releases, release, searcher, self._settings, self._metrics)
+        return _HeldReranker(searcher, reranking)
+
+    def _need_bytes(self, index: str, release: Release) -> int:
+        return need_bytes(self._releases[index], release, None)
+
+
+class _HeldReranker:
+    def __init__(self, searcher: Searcher, reranking: LocalReranking | None) -> None:
+        self.searcher, self.reranking = searcher, reranking
+
+    def close(self) -> None:
+        if self.reranking is not None:
+            self.reranking.close()
         self.searcher.close()
 
 

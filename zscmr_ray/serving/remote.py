@@ -76,11 +76,11 @@ class RemoteEncoding:
 
     async def text(self, text: str) -> FloatArray:
         """The vector of a text."""
-        return await _asked(self._handle.text.remote(*self._key, text))
+        return await asked(self._handle.text.remote(*self._key, text))
 
     async def image(self, data: bytes) -> FloatArray:
         """The vector of a picture's bytes."""
-        return await _asked(self._handle.image.remote(*self._key, data))
+        return await asked(self._handle.image.remote(*self._key, data))
 
     def may_take_picture(self) -> bool:
         """The pool's own queues decide."""
@@ -139,7 +139,7 @@ class RemoteSearching:
     async def _ask(self, handle: Any, task: SearchTask) -> ShardHits | str:
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer: ShardHits = await _asked(handle.search.remote(*self._key, task))
+                answer: ShardHits = await asked(handle.search.remote(*self._key, task))
                 return answer
         except TimeoutError:
             return f"no answer in {self._timeout_s:g} s"
@@ -172,7 +172,7 @@ def shard_hits(searcher: Searcher, task: SearchTask, outcome: SearchOutcome) -> 
     return ShardHits(outcome.hits, tuple(scores), outcome.available)
 
 
-async def _asked(response: Any) -> Any:
+async def asked(response: Any) -> Any:
     """Await an answer; when the asker gives up, the work is cancelled where it runs."""
     try:
         answer = await response

@@ -26,7 +26,16 @@ from zscmr_ray.serving.observed import Observed
 from zscmr_ray.serving.problems import MEDIA_TYPE, ProblemError, install_problem_handlers
 from zscmr_ray.serving.questions import holds_picture
 from zscmr_ray.serving.service import SearchService
-from zscmr_ray.serving.wire import Health, Indexes, Item, Problem, SearchRequest, SearchResponse
+from zscmr_ray.serving.wire import (
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    Health,
+    Indexes,
+    Item,
+    Problem,
+    SearchRequest,
+    SearchResponse,
+)
 
 _REFS = "#/components/schemas/{model}"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -58,6 +67,14 @@ _SEARCH_BODY = {
                 }
             },
         },
+    }
+}
+
+
+_EMBEDDINGS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": _REFS.format(model="EmbeddingsRequest")}}},
     }
 }
 
@@ -101,6 +118,24 @@ def _add_api(app: FastAPI, service: SearchService) -> None:
         )
         wanted, image = await _read_search(request)
         return _json(await service.search(wanted, image=image))
+
+    @app.post(
+        "/v1/embeddings",
+        response_model=EmbeddingsResponse,
+        responses=_PROBLEMS,
+        openapi_extra=_EMBEDDINGS_BODY,
+        tags=["embeddings"],
+    )
+    async def embeddings(request: Request) -> Response:
+        """Texts and pictures to the vectors that are stored for them, in the shape of OpenAI's endpoint."""
+        if _content_type(request) != "application/json":
+            raise ProblemError(
+                415, "unknown content type", got=_content_type(request) or "none", expected="application/json"
+            )
+        service.admit(
+            may_hold_picture=holds_picture("application/json", request.headers.get("content-length"))
+        )
+        return _json(await service.embed(EmbeddingsRequest.model_validate_json(await request.body())))
 
     @app.get("/v1/items/{item_id:path}", response_model=Item, responses=_PROBLEMS, tags=["items"])
     async def item(item_id: str, index: str = DEFAULT_INDEX) -> Response:
@@ -200,7 +235,7 @@ def _complete_openapi(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (SearchRequest, Problem):
+        for model in (SearchRequest, EmbeddingsRequest, Problem):
             schema = model.model_json_schema(ref_template=_REFS)
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -21,13 +21,25 @@ from zscmr_ray.config.serving import DEFAULT_INDEX
 from zscmr_ray.retrieval.gallery import FILTER_COLUMNS
 from zscmr_ray.retrieval.scoring import weigh_query
 from zscmr_ray.serving.batcher import QueueFullError
+from zscmr_ray.serving.embeddings import embed
 from zscmr_ray.serving.live import Indexes
 from zscmr_ray.serving.metrics import Metrics
 from zscmr_ray.serving.problems import RETRY_AFTER_S, ProblemError
 from zscmr_ray.serving.questions import check_question, checked_vector, picture_of
+from zscmr_ray.serving.reranking import second_stage, words_to_rerank_by
 from zscmr_ray.serving.searcher import SearchTask, filter_conditions
 from zscmr_ray.serving.version import IndexVersion
-from zscmr_ray.serving.wire import Block, IndexInfo, Item, SearchHit, SearchRequest, SearchResponse
+from zscmr_ray.serving.wire import (
+    DEFAULT_K,
+    Block,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    IndexInfo,
+    Item,
+    SearchHit,
+    SearchRequest,
+    SearchResponse,
+)
 
 FloatArray = npt.NDArray[np.float32]
 _DRAIN_LOOK_S = 0.05
@@ -69,6 +81,11 @@ class SearchService:
         async with self.in_time(request.deadline_ms):
             with self.indexes_served.pinned(request.index) as version:
                 return await self._answer(version, request, image)
+
+    async def embed(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
+        """Encode texts and pictures (embeddings.py) within a deadline. Raises as `search`."""
+        async with self.in_time(request.deadline_ms):
+            return await embed(self.indexes_served, request, self._settings)
 
     @contextlib.asynccontextmanager
     async def in_time(self, deadline_ms: int | None = None) -> AsyncIterator[None]:
@@ -153,6 +170,7 @@ class SearchService:
             label_weight=version.label_weight,
             filter_columns=list(FILTER_COLUMNS),
             max_k=self._settings.max_k,
+            rerank=version.reranking is not None,
             problem=self.indexes_served.problem(name),
         )
 
@@ -162,6 +180,9 @@ class SearchService:
         started_s = time.perf_counter()
         searcher = version.searcher
         check_question(searcher, request, image, max_k=self._settings.max_k)
+        words, k = None, request.k or DEFAULT_K
+        if request.rerank:
+            words = words_to_rerank_by(version.reranking, searcher, request, has_image=image is not None)
         vector_D = await self._vector(version, request, image)
         encoded_s = time.perf_counter()
         label_weight = version.label_weight if request.label_weight is None else request.label_weight
@@ -169,10 +190,16 @@ class SearchService:
         task = SearchTask(
             query_D=query_QD[0],
             target=request.target,
-            k=request.k,
+            k=request.k if words is None else max(k, self._settings.rerank_top_n),
             conditions=filter_conditions(request.filter),
         )
         outcome = await version.searching.search(task)
+        searched_s = time.perf_counter()
+        num_reranked = 0
+        if words is not None:
+            outcome, num_reranked = await second_stage(
+                version.reranking, words, outcome, k=k, timeout_ms=self._settings.rerank_timeout_ms
+            )
         ended_s = time.perf_counter()
         for reason in outcome.degraded:
             self.metrics.degraded(reason.partition(":")[0])
@@ -183,10 +210,12 @@ class SearchService:
             label_weight=label_weight,
             coverage=outcome.coverage,
             degraded=list(outcome.degraded),
+            reranked=num_reranked,
             notes=list(outcome.notes),
             timings_ms={
                 "encode": _ms(encoded_s - started_s),
-                "search": _ms(ended_s - encoded_s),
+                "search": _ms(searched_s - encoded_s),
+                **({} if words is None else {"rerank": _ms(ended_s - searched_s)}),
                 "total": _ms(ended_s - started_s),
             },
         )

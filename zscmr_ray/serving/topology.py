@@ -2,6 +2,7 @@
 
     fused   Search: HTTP, encoder and mapped index in every replica (one hop)
     split   Search: HTTP only; Encoders: a pool; Shard0 ... ShardN-1: a share of the index each
+    both    Rerank: the second stage, where a live index keeps regions
 
 Both give the same answers, since only the place of encoding and searching differs (version.py, remote.py). What it is not:
 starting and stopping (app.py).
@@ -10,6 +11,7 @@ starting and stopping (app.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -20,15 +22,18 @@ from zscmr_ray.config import Config
 from zscmr_ray.config.load import load_config
 from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.errors import ConfigError
+from zscmr_ray.manifest import require_manifest
+from zscmr_ray.retrieval.region_store import REGIONS
 from zscmr_ray.serving.encoding import EncoderPool, RememberedTexts
 from zscmr_ray.serving.guard import read_api_keys
 from zscmr_ray.serving.live import LiveIndexes
 from zscmr_ray.serving.metrics import Snapshot
-from zscmr_ray.serving.pools import EncoderDeployment, ShardDeployment
+from zscmr_ray.serving.pools import EncoderDeployment, RerankDeployment, ShardDeployment
 from zscmr_ray.serving.problems import RETRY_AFTER_S
-from zscmr_ray.serving.releases import Release, ensure_released
+from zscmr_ray.serving.releases import Release, Releases, ensure_released, index_runs
 from zscmr_ray.serving.remote import Refusal, RemoteEncoding, RemoteSearching
 from zscmr_ray.serving.replica import Replica, replica_context, snapshots_of
+from zscmr_ray.serving.reranking import RemoteReranking, keeps_regions
 from zscmr_ray.serving.routes import http_app
 from zscmr_ray.serving.searcher import Searcher
 from zscmr_ray.serving.service import SearchService
@@ -59,6 +64,7 @@ class SearchDeployment(Replica):
         needs_key: bool = False,
         encoders: Any = None,
         shards: Sequence[Any] = (),
+        reranker: Any = None,
     ) -> None:
         super().__init__(config)
         self._api_keys = read_api_keys(self._settings)
@@ -67,13 +73,14 @@ class SearchDeployment(Replica):
                 "this node lacks the API key that the service was started with",
                 expected=f"{self._settings.api_key_env} in the environment of every node",
             )
-        self._encoders, self._shards = encoders, tuple(shards)
+        self._encoders, self._shards, self._reranker = encoders, tuple(shards), reranker
+        self._others = [handle for handle in (encoders, *shards, reranker) if handle is not None]
         self._pool = EncoderPool(self._settings, self._metrics)
         live = LiveIndexes(
             self._releases,
             Shelf(self._releases, self._load, self._need_bytes),
             self._metrics,
-            prepare=self._prepare if encoders is not None else None,
+            prepare=self._prepare if self._others else None,
         )
         live.open()
         live.watch(self._settings.alias_poll_s)
@@ -110,9 +117,15 @@ class SearchDeployment(Replica):
         if replica_context() is None:
             return []
         own = serve.get_deployment_handle("Search", APP_NAME)
-        return [own, *((self._encoders, *self._shards) if self._encoders is not None else ())]
+        return [own, *self._others]
 
     def _load(self, index: str, release: Release) -> IndexVersion:
+        version = self._load_stages(index, release)
+        if self._reranker is None or not keeps_regions(version.searcher):
+            return version
+        return replace(version, reranking=RemoteReranking(self._reranker, index=index, release_id=release.id))
+
+    def _load_stages(self, index: str, release: Release) -> IndexVersion:
         releases = self._releases[index]
         if self._encoders is None:
             return load_version(index, releases, release, self._pool, self._settings, self._metrics)
@@ -133,8 +146,8 @@ class SearchDeployment(Replica):
         return need_bytes(self._releases[index], release, self._pool)
 
     def _prepare(self, index: str, release: Release) -> None:
-        """Have every encoder and shard load a release; raises the first refusal."""
-        for handle in (self._encoders, *self._shards):
+        """Have every encoder, shard and reranker load a release; raises the first refusal."""
+        for handle in self._others:
             for refusal in handle.broadcast("prepare", index, release.id).results():
                 if isinstance(refusal, Refusal):
                     raise refusal.raised()
@@ -161,8 +174,14 @@ def build_app(config: Config) -> serve.Application:
         replicas=(settings.num_replicas, settings.max_replicas),
         num_cpus=settings.encoder_threads if settings.topology == "fused" else 0.5,
     )
+    reranker = None
+    if settings.rerank_replicas and _some_index_keeps_regions(config):
+        replicas = (settings.rerank_replicas, None)
+        reranker = _deployed(
+            RerankDeployment, config, name="Rerank", replicas=replicas, num_cpus=settings.encoder_threads
+        ).bind(values)
     if settings.topology == "fused":
-        return ingress.bind(values, needs_key=needs_key)
+        return ingress.bind(values, needs_key=needs_key, reranker=reranker)
     encoders = _deployed(
         EncoderDeployment,
         config,
@@ -176,7 +195,17 @@ def build_app(config: Config) -> serve.Application:
         )
         for number in range(settings.num_shards)
     ]
-    return ingress.bind(values, needs_key=needs_key, encoders=encoders, shards=shards)
+    return ingress.bind(values, needs_key=needs_key, encoders=encoders, shards=shards, reranker=reranker)
+
+
+def _some_index_keeps_regions(config: Config) -> bool:
+    """Whether a live release holds regions. One that comes later with the first of them needs a restart."""
+    for run_uri in index_runs(config).values():
+        releases = Releases(run_uri)
+        index = require_manifest(releases.index_store(releases.read(releases.require_alias().live)), "index")
+        if any(part.name.endswith(f"/{REGIONS}") for part in index.parts):
+            return True
+    return False
 
 
 def app_from_config(args: dict[str, str]) -> serve.Application:

@@ -19,6 +19,8 @@ from zscmr_ray.serving.encoder import Encoder, ModelEncoder
 from zscmr_ray.serving.encoding import EncoderPool, Encoding, RememberedTexts
 from zscmr_ray.serving.metrics import Metrics
 from zscmr_ray.serving.releases import Release, Releases
+from zscmr_ray.serving.reranker import Reranker
+from zscmr_ray.serving.reranking import LocalReranking, Reranking, keeps_regions
 from zscmr_ray.serving.searcher import Searcher, SearchOutcome, SearchTask, check_same_model
 from zscmr_ray.serving.vectors_only import VectorsOnly
 
@@ -48,6 +50,7 @@ class IndexVersion:
     encoding: Encoding
     searching: Searching
     on_close: Callable[[], None]
+    reranking: Reranking | None = None
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -100,6 +103,17 @@ def load_version(
     return _version(
         index, searcher, pool, lambda: load_encoder(releases, release, searcher, settings), settings, metrics
     )
+
+
+def load_reranking(
+    releases: Releases, release: Release, searcher: Searcher, settings: ServeSection, metrics: Metrics
+) -> LocalReranking | None:
+    """Load what re-ranks a release into this process; None where its index keeps no regions."""
+    place = releases.model_place(release)
+    if place is None or not keeps_regions(searcher):
+        return None
+    reranker = Reranker(place, searcher.gallery("image"), fingerprint=release.model_fingerprint)
+    return LocalReranking(reranker, settings, metrics)
 
 
 def load_encoder(releases: Releases, release: Release, searcher: Searcher, settings: ServeSection) -> Encoder:

@@ -68,7 +68,10 @@ class SearchRequest(_Wire):
         allow_inf_nan=False,
         description="0 = regions only, 1 = label distributions only; none = the checkpoint's choice",
     )
-    rerank: Literal[False] = Field(False, description="second-stage re-ranking; not offered by this service")
+    rerank: bool = Field(
+        False,
+        description="order the best by the attention fused with the words (IMFA; see `rerank` in /v1/indexes)",
+    )
     deadline_ms: int | None = Field(None, ge=1, le=MAX_DEADLINE_MS, description="give up after this, in ms")
 
     @model_validator(mode="after")
@@ -79,12 +82,55 @@ class SearchRequest(_Wire):
         return self
 
 
+class EmbeddingsRequest(_Wire):
+    """Body of `POST /v1/embeddings`, as OpenAI's clients send it."""
+
+    input: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="a text, a picture as data:image/<type>;base64,<bytes>, or a list of such"
+    )
+    model: str | None = Field(
+        None, max_length=MAX_ID_CHARS, description="an index, or its model's fingerprint"
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64 = the little-endian float32 numbers"
+    )
+    dimensions: int | None = Field(None, ge=1, description="the vectors' own length; they are not cut")
+    user: str | None = Field(None, max_length=MAX_ID_CHARS, description="accepted, and not looked at")
+    deadline_ms: int | None = Field(None, ge=1, le=MAX_DEADLINE_MS, description="give up after this, in ms")
+
+
+class Embedding(_Wire):
+    """The vector of one input: unweighted unit blocks, in the half precision that is stored."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(_Wire):
+    """Words of the texts, split at white space (tokenizers differ, and pictures have none)."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(_Wire):
+    """Answer of `POST /v1/embeddings`; `model` is the fingerprint that stored vectors carry."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
 class SearchHit(_Wire):
     """One result."""
 
     id: str = Field(description="id of the image item, or of the caption (`<item>#<n>`)")
     item_id: str = Field(description="id of the item the row belongs to")
-    score: float = Field(description="weighted inner product; larger is closer")
+    score: float = Field(
+        description="weighted inner product, or the score of the pair where it was re-ranked; larger is closer"
+    )
     rank: int = Field(ge=1)
     caption: str | None
     labels: list[str]
@@ -100,6 +146,7 @@ class SearchResponse(_Wire):
     label_weight: float = Field(description="the label weight (lambda) that was used")
     coverage: float = Field(description="share of the index that was searched")
     degraded: list[str] = Field(description="what was left out to answer in time; empty = nothing")
+    reranked: int = Field(0, description="how many of the best by vector were re-ranked; 0 = none")
     notes: list[str] = Field(description="why there are fewer results than asked for; empty = there are not")
     timings_ms: dict[str, float]
 
@@ -147,6 +194,7 @@ class IndexInfo(_Wire):
     label_weight: float
     filter_columns: list[str]
     max_k: int
+    rerank: bool = Field(description="whether `rerank` is offered")
     problem: str | None = Field(description="why a newer release is not live; null = the alias's release is")
 
 
