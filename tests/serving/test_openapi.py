@@ -5,22 +5,22 @@ In process, over a real small run of IMFA (encoder, index with regions). A short
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
 
-from tests.serving.imfa_run import imfa_run
-from zscmr_ray.serving.app import open_service
+from zscmr_ray.config import Config
 from zscmr_ray.serving.routes import http_app
+from zscmr_ray.serving.service import SearchService
 
 CHECKS = [
     not_a_server_error,
@@ -28,44 +28,23 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-OPERATIONS = {
+OPERATIONS = (
     "POST /v1/search",
+    "POST /v1/embeddings",
     "GET /v1/items/{item_id}",
     "GET /v1/thumbnails/{item_id}",
     "GET /v1/indexes",
     "GET /healthz",
     "GET /readyz",
-}
-QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
+    "GET /metrics",
+)
+EXAMPLES, EXAMPLES_LONG = 12, 1500
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    config = imfa_run(tmp_path_factory.mktemp("openapi"))
-    service = open_service(config)
-    yield schemathesis.openapi.from_asgi("/openapi.json", http_app(service, config.serve, api_keys=()))
-    service.close()
-
-
-schema = schemathesis.pytest.from_fixture("document")
-
-
-def answer(case: Any) -> None:
-    case.validate_response(case.call(), checks=CHECKS)
-
-
-@schema.parametrize()
-@settings(max_examples=25, **QUICK)
-def test_a_few_requests_of_every_operation(case: Any) -> None:
-    answer(case)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@schema.parametrize()
-@settings(max_examples=2000, **QUICK)
-def test_many_requests_of_every_operation(case: Any) -> None:
-    answer(case)
+def document(imfa_service: SearchService, imfa_config: Config) -> Any:
+    app = http_app(imfa_service, imfa_config.serve, api_keys=())
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
 def test_the_document_names_every_operation(document: Any) -> None:
@@ -74,4 +53,40 @@ def test_the_document_names_every_operation(document: Any) -> None:
         for path, methods in document.raw_schema["paths"].items()
         for method in methods
     }
-    assert named >= OPERATIONS
+    assert named == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_few_requests_of_every_operation(document: Any, name: str, mode: GenerationMode) -> None:
+    try_requests(document, name, mode, max_examples=EXAMPLES)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_many_requests_of_every_operation(document: Any, name: str, mode: GenerationMode) -> None:
+    try_requests(document, name, mode, max_examples=EXAMPLES_LONG)
+
+
+def try_requests(document: Any, name: str, mode: GenerationMode, *, max_examples: int) -> None:
+    """Send requests that fit the document (positive), or do not (negative)."""
+    method, path = name.split()
+    operation = document[path][method]
+    parameters = [*operation.path_parameters, *operation.query, *operation.body]
+    if mode is GenerationMode.NEGATIVE and not parameters:
+        return
+
+    @settings(
+        max_examples=max_examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        derandomize=True,
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        case.validate_response(case.call(), checks=CHECKS)
+
+    ask()

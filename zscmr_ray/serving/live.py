@@ -71,7 +71,8 @@ class LiveIndexes:
             errors: list[ZscmrError] = []
             for release_id in (alias.live, *alias.former):
                 try:
-                    self._switch(index, release_id)
+                    # Others load their live release as they start; Serve builds us in a loop that may not wait for them.
+                    self._switch(index, release_id, prepare=None)
                     break
                 except ZscmrError as error:
                     self._refuse(index, release_id, error)
@@ -98,7 +99,7 @@ class LiveIndexes:
                 self._refused.pop(index, None)
             elif self._refused.get(index, ("", ""))[0] != wanted:
                 try:
-                    self._switch(index, wanted)
+                    self._switch(index, wanted, prepare=self._prepare)
                 except Exception as error:
                     self._refuse(index, wanted, error)
 
@@ -134,11 +135,11 @@ class LiveIndexes:
         while not self._ended.wait(every_s):
             self.refresh()
 
-    def _switch(self, index: str, release_id: str) -> None:
+    def _switch(self, index: str, release_id: str, *, prepare: Callable[[str, Release], None] | None) -> None:
         release = self._releases[index].read(release_id)
         self._shelf.load(index, release_id)
-        if self._prepare is not None:
-            self._prepare(index, release)
+        if prepare is not None:
+            prepare(index, release)
         former, self._live[index] = self._live.get(index), release_id
         self._refused.pop(index, None)
         self._metrics.live(index, version=release.index_version, model=release.model_fingerprint)
