@@ -65,7 +65,7 @@ async def embed(indexes: Indexes, request: EmbeddingsRequest, settings: ServeSec
 
 def find_index(indexes: Indexes, model: str | None) -> str:
     """The index whose model is meant: by its name, or by the model's fingerprint (whole, or its first 12 characters)."""
-    known = {}
+    known: dict[str, str] = {}
     for name in indexes.names():
         with indexes.pinned(name) as version:
             fingerprint = version.searcher.fingerprint
