@@ -60,6 +60,7 @@ def test_override_values_are_yaml() -> None:
         ("optim.lr=fast", "number"),
         ("nonsense", "section.key=value"),
         ("split.kind=odd", "even_odd"),
+        ("train.gradient_accumulation_steps=4", "each micro batch would see only itself"),
     ],
 )
 def test_wrong_overrides_are_said(override: str, said: str) -> None:

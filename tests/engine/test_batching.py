@@ -32,9 +32,10 @@ def test_fewer_rows_than_workers_names_one_choice() -> None:
         rows_per_rank(4, 8)
 
 
-def test_plain_accumulation_is_refused() -> None:
-    with pytest.raises(ConfigError, match="plain gradient accumulation under a contrastive loss"):
-        rows_per_rank(64, 2, micro_batch_size=16)
+def test_micro_batches_divide_the_share() -> None:
+    assert rows_per_rank(64, 2, micro_batch_size=8) == 32
+    with pytest.raises(ConfigError, match="2 workers x micro batch 12 = 24; got"):
+        rows_per_rank(64, 2, micro_batch_size=12)
 
 
 def test_slices_are_the_whole_batch_in_order() -> None:

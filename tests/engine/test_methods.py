@@ -15,6 +15,7 @@ from zscmr_ray.recipes import RECIPES, recipe_config
 
 NOISE = {"dropout": 0.2, "feature_noise": 0.2}
 METHOD_SECTIONS: dict[str, dict[str, dict[str, object]]] = {
+    "fgan": {},
     "imfa": {"model": {"method": "inn", "attention": "fused", "attention_width": 4, "fusion": "concat"}},
     "zs_inn_self": {"model": {"method": "inn", "attention": "self"}, "loss": {"contrast": "infonce"}},
     "supcon": {
@@ -28,13 +29,18 @@ def config_of(name: str, **train: object) -> Config:
     return tiny_config("unused", train=train, **METHOD_SECTIONS[name])
 
 
-def all_gradients() -> list[dict[str, torch.Tensor]]:
-    return [gradients_of(config_of(name)) for name in METHOD_SECTIONS]
+def all_gradients(micro_batch_size: int | None = None) -> list[dict[str, torch.Tensor]]:
+    return [
+        gradients_of(config_of(name, micro_batch_size=micro))
+        for name in METHOD_SECTIONS
+        for micro in (None, micro_batch_size)
+    ]
 
 
 def test_summed_gradients_of_two_ranks_are_the_single_process_s() -> None:
+    """In whole shares and in micro batches."""
     single = all_gradients()
-    for found in run_ranks(all_gradients, 2):
+    for found in run_ranks(all_gradients, 2, 2):
         for case, expected in zip(found, single, strict=True):
             assert case.keys() == expected.keys()
             for name, gradient in expected.items():

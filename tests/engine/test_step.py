@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from zscmr_ray.config import Config
 from zscmr_ray.data.order import step_rows
 from zscmr_ray.data.pairs import PairFeatures, load_pair_features
 from zscmr_ray.engine.bare import BareEngine
-from zscmr_ray.engine.base import model_architecture
+from zscmr_ray.engine.base import as_floats, model_architecture
 from zscmr_ray.engine.collectives import rank, world_size
 from zscmr_ray.engine.deepspeed import DeepSpeedEngine
 from zscmr_ray.engine.step import AlignmentStep, StepSource
@@ -45,7 +46,10 @@ def make_step(config: Config | None = None) -> AlignmentStep:
     architecture = model_architecture(
         config, image_channels=IMAGE_CHANNELS, text_channels=TOKEN_CHANNELS, num_classes=TEACHER_CLASSES
     )
-    return AlignmentStep(build_model(architecture, seed=1), precision=config.train.precision)
+    train = config.train
+    return AlignmentStep(
+        build_model(architecture, seed=1), precision=train.precision, micro_batch_size=train.micro_batch_size
+    )
 
 
 def relabelled(features: PairFeatures) -> PairFeatures:
@@ -80,6 +84,13 @@ def test_ranks_share_the_batch() -> None:
     assert torch.equal(torch.cat([part.regions_BRD for part in parts]), whole.regions_BRD)
     assert all(part.ids_G == whole.ids_G for part in parts)
     assert all(torch.equal(part.relations.weak_BB, whole.relations.weak_BB) for part in parts)
+
+
+def test_ranks_share_a_class_balanced_batch() -> None:
+    whole = make_source(classes_per_batch=4).inputs(3)
+    parts = [make_source(rank=n, num_workers=2, classes_per_batch=4).inputs(3) for n in range(2)]
+    assert torch.equal(torch.cat([part.regions_BRD for part in parts]), whole.regions_BRD)
+    assert whole.relations.weak_BB.sum(dim=1).tolist() == [1] * BATCH
 
 
 def test_a_batch_larger_than_the_rows_is_refused() -> None:
@@ -119,21 +130,44 @@ def both_gradients() -> list[dict[str, Tensor]]:
     return [gradients(has_odd_rank) for has_odd_rank in (False, True)]
 
 
-def test_summed_gradients_of_two_ranks_are_the_single_process_s() -> None:
+def parts_across_ranks() -> list[dict[str, float]]:
+    """The loss parts of two batches: ranks of one class each, and ranks of the same four classes."""
+    features, found = load_features(), []
+    order = step_rows(num_rows=len(features), global_batch_size=BATCH, seed=3, step=0)
+    for class_of in (lambda place: place // 4, lambda place: place % 4):
+        for place, row in enumerate(order):
+            features.labels[row] = (f"class {class_of(place)}",)
+        inputs = make_source(features, rank=rank(), num_workers=world_size()).inputs(0)
+        found.append(as_floats(make_step().train()(inputs)))
+    return found
+
+
+def rank_results() -> tuple[list[dict[str, Tensor]], list[dict[str, float]]]:
+    return both_gradients(), parts_across_ranks()
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> list[tuple[list[dict[str, Tensor]], list[dict[str, float]]]]:
+    return run_ranks(rank_results, 2)
+
+
+def test_summed_gradients_of_two_ranks_are_the_single_process_s(two_ranks: Any) -> None:
     """Also when one rank has no weak positive."""
     single = both_gradients()
-    for found in run_ranks(both_gradients, 2):
+    for found, _ in two_ranks:
         for case, expected in zip(found, single, strict=True):
             assert case.keys() == expected.keys()
             for name, gradient in expected.items():
                 assert torch.allclose(case[name], gradient, rtol=1e-4, atol=1e-6), name
 
 
-def losses(
-    engine_name: str, zero_stage: int, precision: str, steps: int
-) -> tuple[list[float], dict[str, Tensor]]:
-    config = tiny_config("unused", train={"zero_stage": zero_stage, "precision": precision})
-    return losses_of(engine_name, config, steps)
+def test_negatives_and_weak_positives_are_those_of_all_ranks(two_ranks: Any) -> None:
+    """Every negative of the first batch, and every weak positive of the second, is on the other rank."""
+    single = parts_across_ranks()
+    assert single[0]["num_negative"] == single[1]["num_weak"] == BATCH
+    for _, found in two_ranks:
+        for case, expected in zip(found, single, strict=True):
+            assert case == pytest.approx(expected, abs=1e-5)
 
 
 def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -148,19 +182,34 @@ def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float]
     return [engine.update(source.inputs(number))["total"] for number in range(steps)], engine.weights()
 
 
-CASES = ((0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"))
+def case_of(zero_stage: int, precision: str, micro_batch_size: int | None = None) -> Config:
+    train = {"zero_stage": zero_stage, "precision": precision, "micro_batch_size": micro_batch_size}
+    return tiny_config("unused", train=train)
 
 
-def deepspeed_losses() -> list[tuple[list[float], dict[str, Tensor]]]:
-    return [losses("deepspeed", zero_stage, precision, 20) for zero_stage, precision in CASES]
+SHORT = ((0, "fp32", None), (1, "fp32", 2), (2, "fp32", 2), (3, "fp32", 2), (0, "bf16", None))
+WHOLE = tuple((stage, precision, None) for stage in range(4) for precision in ("fp32", "bf16"))
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_deepspeed_follows_the_bare_loop(num_ranks: int) -> None:
-    expected = {precision: losses("bare", 0, precision, 20) for precision in ("fp32", "bf16")}
-    for results in run_ranks(deepspeed_losses, num_ranks):
-        for (zero_stage, precision), (found, weights) in zip(CASES, results, strict=True):
-            tolerance = 1e-4 if precision == "fp32" else 2e-2
-            assert found == pytest.approx(expected[precision][0], abs=tolerance), (zero_stage, precision)
-            for name, value in expected[precision][1].items():
-                assert torch.allclose(weights[name], value, atol=10 * tolerance), (zero_stage, name)
+def deepspeed_losses(cases: tuple[Any, ...], steps: int) -> list[tuple[list[float], dict[str, Tensor]]]:
+    return [losses_of("deepspeed", case_of(*case), steps) for case in cases]
+
+
+@pytest.mark.parametrize(
+    "num_ranks, cases, steps",
+    [
+        (1, SHORT, 20),
+        (2, SHORT, 20),
+        pytest.param(1, WHOLE, 50, marks=pytest.mark.long),
+        pytest.param(2, WHOLE, 50, marks=pytest.mark.long),
+    ],
+)
+def test_deepspeed_follows_the_bare_loop(num_ranks: int, cases: tuple[Any, ...], steps: int) -> None:
+    """In whole shares and in micro batches."""
+    expected = {precision: losses_of("bare", case_of(0, precision), steps) for precision in ("fp32", "bf16")}
+    for results in run_ranks(deepspeed_losses, num_ranks, cases, steps):
+        for case, (found, weights) in zip(cases, results, strict=True):
+            tolerance = 1e-4 if case[1] == "fp32" else 2e-2
+            assert found == pytest.approx(expected[case[1]][0], abs=tolerance), case
+            for name, value in expected[case[1]][1].items():
+                assert torch.allclose(weights[name], value, atol=10 * tolerance), (case, name)

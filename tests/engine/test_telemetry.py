@@ -49,3 +49,16 @@ def test_a_healthy_loss_and_a_model_without_regions_are_no_collapse(
             telemetry.watch_collapse({"fgcl": 0.4, "collapse_value": 0.73}, phase="select", step=step)
             telemetry.watch_collapse({"fgla": 0.73}, phase="select", step=step)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("waiting, ms_per_step, times", [(0.35, 400.0, 1), (0.19, 400.0, 0), (0.9, 2.0, 0)])
+def test_waiting_for_data_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], waiting: float, ms_per_step: float, times: int
+) -> None:
+    rates = {"speed/waiting_fraction": waiting, "speed/ms_per_step": ms_per_step}
+    with Telemetry(Store(tmp_path)) as telemetry:
+        for step in (10, 20):
+            telemetry.watch_waiting(rates, phase="select", step=step)
+    said = capsys.readouterr().err
+    assert said.count("of the time is spent waiting for data") == times
+    assert ("at step 10 35%" in said) == bool(times)

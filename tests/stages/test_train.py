@@ -163,7 +163,9 @@ def test_pairs_that_are_not_there(tmp_path: Path) -> None:
         (PairsSpec(), {"split": {"kind": "explicit"}}, ConfigError, "unseen"),
         (PairsSpec(), {"train": {"global_batch_size": 500}}, ConfigError, "larger than the training set"),
         (PairsSpec(), {"train": {"global_batch_size": 9, "num_workers": 2}}, ConfigError, "not divisible"),
-        (PairsSpec(), {"train": {"micro_batch_size": 2}}, ConfigError, "accumulation"),
+        (PairsSpec(), {"train": {"micro_batch_size": 3}}, ConfigError, "x micro batch 3 = 3"),
+        (PairsSpec(), {"train": {"classes_per_batch": 8}}, ConfigError, "batch cannot be filled"),
+        (PairsSpec(), {"train": {"num_workers": 200}}, ConfigError, "not divisible by 200 workers"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_ray(

@@ -123,6 +123,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _assign(values: dict[str, Any], key: str, value: Any, *, origin: str) -> None:
     known = list(all_keys())
+    if key not in known and "accumul" in key:
+        raise ConfigError(
+            "plain gradient accumulation under a contrastive loss: each micro batch would see only itself",
+            got=f"{key} (from {origin})",
+            expected="train.global_batch_size, the contrast set of a step, encoded so many rows at a time",
+            remedy="--set train.micro_batch_size=<rows>: memory of one micro batch, the loss of the whole batch",
+        )
     if key not in known:
         raise ConfigError(
             "unknown configuration key",

@@ -21,8 +21,19 @@ class TrainSection(Section):
     micro_batch_size: int | None = setting(
         None,
         "speed",
-        "rows a worker encodes at once; only its whole share is possible (accumulation would shrink the contrast set)",
+        "rows a worker encodes at once, none = its whole share; fewer need less memory and a second encoding (GradCache): "
+        "the contrast set stays the global batch",
         ge=1,
+    )
+    classes_per_batch: int | None = setting(
+        None,
+        "output",
+        "class-balanced steps: so many classes, each with global_batch_size / classes_per_batch items; none = rows "
+        "shuffled whatever their classes",
+        ge=2,
+    )
+    prefetch_steps: int = setting(
+        2, "speed", "steps whose inputs are made ahead by a thread; 0 = each when it is needed", ge=0
     )
     zero_stage: Literal[0, 1, 2, 3] = setting(0, "speed", "DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = setting("fp32", "output", "arithmetic of the step")

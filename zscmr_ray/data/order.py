@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,36 @@ def steps_per_epoch(*, num_rows: int, global_batch_size: int) -> int:
     return num_rows // global_batch_size
 
 
+class Order(Protocol):
+    """Which rows every global step takes; the same for any number of workers."""
+
+    steps_per_epoch: int
+
+    def rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the row numbers [global_batch_size] of a global step (0-based, epochs counted through)."""
+
+    def visit(self, step: int) -> int:
+        """Return what the captions of a step are drawn by; it differs between two steps that show the same row."""
+
+
+class ShuffledOrder:
+    """Every row once an epoch, in an order of the epoch's own."""
+
+    def __init__(self, num_rows: int, *, global_batch_size: int, seed: int) -> None:
+        self.num_rows, self.global_batch_size, self.seed = num_rows, global_batch_size, seed
+        self.steps_per_epoch = steps_per_epoch(num_rows=num_rows, global_batch_size=global_batch_size)
+
+    def rows(self, step: int) -> npt.NDArray[np.int64]:
+        """See `step_rows`."""
+        return step_rows(
+            num_rows=self.num_rows, global_batch_size=self.global_batch_size, seed=self.seed, step=step
+        )
+
+    def visit(self, step: int) -> int:
+        """Return the epoch."""
+        return step // self.steps_per_epoch
+
+
 def step_rows(*, num_rows: int, global_batch_size: int, seed: int, step: int) -> npt.NDArray[np.int64]:
     """Return the row numbers [global_batch_size] of a global step (0-based, epochs counted through).
 
@@ -57,20 +88,25 @@ def step_rows(*, num_rows: int, global_batch_size: int, seed: int, step: int) ->
 
 @lru_cache(maxsize=2)
 def epoch_order(num_rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the permutation [num_rows] of an epoch (read-only; Philox keyed by seed and epoch)."""
-    key = np.array([seed, epoch], dtype=np.uint64)
-    bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, _ORDER_STREAM], dtype=np.uint64))
-    order = np.random.Generator(bits).permutation(num_rows).astype(np.int64, copy=False)
+    """Return the permutation [num_rows] of an epoch (read-only)."""
+    return permutation(num_rows, (seed, epoch), stream=_ORDER_STREAM)
+
+
+def permutation(size: int, key: tuple[int, int], *, stream: int, substream: int = 0) -> npt.NDArray[np.int64]:
+    """Return a permutation [size], read-only, that depends on its arguments alone (Philox, keyed)."""
+    counter = np.array([0, substream, 0, stream], dtype=np.uint64)
+    bits = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter)
+    order = np.random.Generator(bits).permutation(size).astype(np.int64, copy=False)
     order.flags.writeable = False
     return order
 
 
-def caption_choice(seed: int, epoch: int, row: int, num_captions: int) -> int:
-    """Return which of its captions, in [0, num_captions), a row shows in an epoch; `row` is its `row_key`.
+def caption_choice(seed: int, visit: int, row: int, num_captions: int) -> int:
+    """Return which of its captions, in [0, num_captions), a row shows at a visit; `row` is its `row_key`.
 
     A hash and not a generator: one call costs a microsecond and depends on nothing else in the batch.
     """
     assert num_captions > 0, "a training row has at least one caption"
-    message = struct.pack("<QQq", seed, epoch, row)
+    message = struct.pack("<QQq", seed, visit, row)
     value = int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
     return (value * num_captions) >> 64

@@ -1,7 +1,8 @@
-"""How a global batch is divided over ranks: a pure function with its refusals.
+"""How a global batch is divided over ranks and micro batches: a pure function with its refusals.
 
 The global batch is the contrast set of the loss, so its division must never change the result: every rank takes the
-same number of rows, in one forward pass. What it is not: the order of rows (data/order.py).
+same number of rows, in micro batches of the same size whose outputs all meet in one loss (engine/step.py). What it is
+not: the order of rows (data/order.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ from zscmr_ray.errors import ConfigError
 
 
 def rows_per_rank(global_batch_size: int, num_workers: int, *, micro_batch_size: int | None = None) -> int:
-    """Return the rows a rank encodes in a step. Raises ConfigError when they do not come out even.
-
-    A micro batch smaller than the rank's share would be plain gradient accumulation, which shrinks the contrast set.
+    """Return the rows of a step that are a rank's. Raises ConfigError when ranks or micro batches do not come out even.
 
     >>> rows_per_rank(64, 2)
     32
@@ -32,15 +31,7 @@ def rows_per_rank(global_batch_size: int, num_workers: int, *, micro_batch_size:
             expected=f"a multiple of {unit}",
             remedy=f"use {choices}: --set train.global_batch_size={above}",
         )
-    share = global_batch_size // num_workers
-    if micro_batch_size is not None and micro_batch_size != share:
-        raise ConfigError(
-            "plain gradient accumulation under a contrastive loss: each micro batch would see only itself",
-            got=f"train.micro_batch_size={micro_batch_size}, {share} rows a worker",
-            expected=f"one micro batch a step: {share} rows",
-            remedy="leave train.micro_batch_size unset, raise train.num_workers, or lower train.global_batch_size",
-        )
-    return share
+    return global_batch_size // num_workers
 
 
 def rank_slice(rows_G: npt.NDArray[np.int64], rank: int, num_workers: int) -> npt.NDArray[np.int64]:

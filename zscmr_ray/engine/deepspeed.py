@@ -31,6 +31,7 @@ def engine_config(config: Config, num_workers: int) -> dict[str, Any]:
     share = rows_per_rank(train.global_batch_size, num_workers, micro_batch_size=train.micro_batch_size)
     return {
         "train_batch_size": train.global_batch_size,
+        # A step is one micro batch to DeepSpeed: ours, of fewer rows, are within it (engine/step.py).
         "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optim.clip_norm,

@@ -10,8 +10,7 @@ that a run killed anywhere ends with the same bytes as an undisturbed one. No Ra
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
 
@@ -24,6 +23,7 @@ from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.data.splits import ClassSplit, check_no_leak, training_rows
 from zscmr_ray.engine.base import Engine
 from zscmr_ray.engine.collectives import broadcast_value, rank, world_size
+from zscmr_ray.engine.prefetch import Clock, Prefetch
 from zscmr_ray.engine.resume import ResumePoint, load_engine, newest_state, save_state
 from zscmr_ray.engine.schedule import learning_rate
 from zscmr_ray.engine.step import AlignmentStep, StepSource
@@ -139,13 +139,16 @@ class TrainingRun:
             rank=rank(),
             num_workers=world_size(),
             device=self.device,
+            classes_per_batch=self.config.train.classes_per_batch,
         )
 
     def _engine(self, total_steps: int, point: ResumePoint | None) -> Engine:
         model = build_model(self.architecture, seed=self.config.train.seed)
-        if isinstance(model, TunedModel) and self.config.train.activation_checkpointing:
+        train = self.config.train
+        if isinstance(model, TunedModel) and train.activation_checkpointing:
             model.recompute_activations()
-        engine = self.make_engine(AlignmentStep(model, precision=self.config.train.precision), total_steps)
+        step = AlignmentStep(model, precision=train.precision, micro_batch_size=train.micro_batch_size)
+        engine = self.make_engine(step, total_steps)
         if point is not None:
             load_engine(self.store, point, engine)
         return engine
@@ -154,16 +157,17 @@ class TrainingRun:
         self, engine: Engine, source: StepSource, telemetry: Telemetry, *, until: int, total_steps: int
     ) -> None:
         """Do the steps that are left of a phase, fewer when validation no longer gets better."""
-        state, train, clock = self.state, self.config.train, _Clock()
-        with _progress(state, until, self.stream) as progress:
+        state, train, clock = self.state, self.config.train, Clock()
+        prefetch = Prefetch(source.inputs, first=state.step, until=until, depth=train.prefetch_steps)
+        with _progress(state, until, self.stream) as progress, prefetch:
             while state.step < until:
-                with clock.waiting():
-                    inputs = source.inputs(state.step)
-                parts = engine.update(inputs)
+                parts = engine.update(prefetch.take())
                 state.step += 1
+                clock.count(train.global_batch_size)
                 telemetry.watch_collapse(parts, phase=state.phase, step=state.step)
                 if state.step % train.log_every_steps == 0 or state.step == until:
-                    rates = clock.rates(train.global_batch_size)
+                    rates = clock.rates(waited_s=prefetch.waited_s)
+                    telemetry.watch_waiting(rates, phase=state.phase, step=state.step)
                     self._log(telemetry, source, self._losses(parts, total_steps) | rates)
                 if self._validates(source, until) and self._validate(engine, source, telemetry):
                     break
@@ -267,30 +271,3 @@ def _progress(
     if rank() != 0:
         return contextlib.nullcontext()
     return Progress(f"train ({state.phase})", total=until - state.step, unit="steps", stream=stream)
-
-
-class _Clock:
-    """Time per step, and the share of it spent waiting for data, since the last reading."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self._began_s, self._waited_s, self._steps = time.monotonic(), 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        began_s = time.monotonic()
-        yield
-        self._waited_s += time.monotonic() - began_s
-        self._steps += 1
-
-    def rates(self, rows_per_step: int) -> dict[str, float]:
-        elapsed_s = max(time.monotonic() - self._began_s, 1e-9)
-        found = {
-            "speed/samples_per_s": self._steps * rows_per_step / elapsed_s,
-            "speed/ms_per_step": 1000.0 * elapsed_s / max(1, self._steps),
-            "speed/waiting_fraction": self._waited_s / elapsed_s,
-        }
-        self._restart()
-        return found

@@ -21,6 +21,9 @@ from zscmr_ray.storage import Store
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
+WAITING_WARNING = 0.2
+"""Share of the time that steps may wait for their data before it is said."""
+_NOTICEABLE_MS = 5.0
 
 
 class Telemetry:
@@ -39,6 +42,7 @@ class Telemetry:
         self._stream = stream or sys.stderr
         self._fgcl: list[float] = []
         self._collapse: list[float] = []
+        self._warned_of_waiting = False
         self._temporary = None if store.is_local else tempfile.TemporaryDirectory(prefix="zscmr-")
         self._writer: Any = None
 
@@ -99,6 +103,23 @@ class Telemetry:
                 f"warning: at step {step} FGCL sits at {parts['fgcl']:.4f}, the value of identical embeddings "
                 f"(m1 + w m2 = {parts['collapse_value']:.4f}): the region head has collapsed. Try a lower optim.lr, "
                 "a smaller train.global_batch_size, or model.selection=mean"
+            ),
+        )
+
+    def watch_waiting(self, rates: dict[str, float], *, phase: str, step: int) -> None:
+        """Warn, once, when steps wait for data more than a fifth of the time, and 5 ms or more each."""
+        waiting, ms_per_step = rates["speed/waiting_fraction"], rates["speed/ms_per_step"]
+        if self._warned_of_waiting or waiting <= WAITING_WARNING or waiting * ms_per_step < _NOTICEABLE_MS:
+            return
+        self._warned_of_waiting = True
+        self.event(
+            "waiting",
+            phase=phase,
+            step=step,
+            message=(
+                f"warning: at step {step} {waiting:.0%} of the time is spent waiting for data ({ms_per_step:.0f} ms a "
+                "step). Try a larger train.prefetch_steps, a faster disk under TMPDIR, a smaller model.region_grid, or "
+                "fewer workers on a machine"
             ),
         )
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from zscmr_ray.claim import Claim, open_stage
 from zscmr_ray.config import Config
+from zscmr_ray.data.class_order import ClassBalancedOrder, make_order
 from zscmr_ray.data.no_leak import RULE_COLUMNS, dominant_labels
-from zscmr_ray.data.order import steps_per_epoch
 from zscmr_ray.data.splits import ClassSplit, training_rows
 from zscmr_ray.engine.class_split import configured_split
 from zscmr_ray.errors import ConfigError, DataError, TrainingError, ZscmrError
@@ -85,7 +85,8 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
     split = configured_split(labels, config.split)
     if split.rule == "dominant":
         labels = _ruled_labels(pairs, parts, split)
-    num_rows = int((training_rows(labels, split, refit=False) & (partition == "train")).sum())
+    trained = np.flatnonzero(training_rows(labels, split, refit=False) & (partition == "train"))
+    num_rows = len(trained)
     if num_rows == 0:
         raise DataError(
             "no row is left to train on",
@@ -93,9 +94,26 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
             expected="rows of partition train, all of whose classes are seen",
             remedy="check data.columns.partition and split.kind",
         )
-    steps_per_epoch(num_rows=num_rows, global_batch_size=train.global_batch_size)
+    _check_order(config, [labels[row] for row in trained])
     classes = {f"{name}_classes": count for name, count in split.summary().items()}
     return split, {"trained_rows": num_rows, "pairs": len(labels)} | classes
+
+
+def _check_order(config: Config, labels: Sequence[Sequence[str]]) -> None:
+    """Refuse batches that cannot be filled, and say which rows class-balanced ones leave out."""
+    train = config.train
+    order = make_order(
+        labels,
+        global_batch_size=train.global_batch_size,
+        classes_per_batch=train.classes_per_batch,
+        seed=train.seed,
+    )
+    if isinstance(order, ClassBalancedOrder) and order.left_out:
+        print(
+            f"train: {order.left_out} of {len(labels)} rows are of classes with fewer than {order.items_per_class} "
+            "rows and never in a class-balanced batch",
+            file=sys.stderr,
+        )
 
 
 def fit(job: Any) -> dict[str, Any]:
