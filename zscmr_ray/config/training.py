@@ -32,6 +32,13 @@ class TrainSection(Section):
         "shuffled whatever their classes",
         ge=2,
     )
+    feature_memory_bytes: int = setting(
+        4_000_000_000,
+        "speed",
+        "cached features that a worker holds in memory, in bytes; more are read step by step from a file in TMPDIR, which "
+        "must be a disk",
+        ge=0,
+    )
     prefetch_steps: int = setting(
         2, "speed", "steps whose inputs are made ahead by a thread; 0 = each when it is needed", ge=0
     )

@@ -11,7 +11,7 @@ R image regions, L text tokens, D channels, C teacher classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from zscmr_ray.data.arrow_features import (
+    list_offsets,
+    priors_column,
+    regions_column,
+    values_buffer,
+    whole_column,
+)
+from zscmr_ray.data.file_rows import FileRows, RowFile, joined, rows_of
 from zscmr_ray.data.order import row_key
 from zscmr_ray.data.region_grid import pool_regions
 from zscmr_ray.errors import DataError
@@ -51,21 +59,21 @@ class PairBatch:
 
 @dataclass(frozen=True, eq=False)
 class PairFeatures:
-    """Items by column. Feature arrays are read-only views where the tables allow it.
+    """Items by column. Feature arrays are read-only views where the tables allow it, or in a file (data/file_rows.py).
 
     `token_values_TD` holds every caption's tokens; `token_starts_M1` where each caption's begin (M + 1 values) and
     `caption_starts_N1` where each item's captions begin (N + 1 values).
     """
 
     ids: list[str]
-    regions_NRD: Half
-    token_values_TD: Half
+    regions_NRD: Half | FileRows
+    token_values_TD: Half | FileRows
     token_starts_M1: Rows
     caption_starts_N1: Rows
     captions: list[list[str]]
     labels: list[tuple[str, ...]]
     partition: npt.NDArray[np.str_]
-    prior_logits_NC: Half | None
+    prior_logits_NC: Half | FileRows | None
     image_hash: list[str]
     thumbnails: list[bytes]
 
@@ -76,6 +84,12 @@ class PairFeatures:
     def num_captions(self) -> int:
         """Captions of all items, M."""
         return len(self.token_starts_M1) - 1
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of the feature arrays, were they all in memory."""
+        prior = self.prior_logits_NC
+        return self.regions_NRD.nbytes + self.token_values_TD.nbytes + (0 if prior is None else prior.nbytes)
 
     @property
     def caption_item_M(self) -> Rows:
@@ -89,21 +103,22 @@ class PairFeatures:
         return self.token_values_TD[self.token_starts_M1[place] : self.token_starts_M1[place + 1]]
 
     def select(self, rows: npt.ArrayLike) -> PairFeatures:
-        """Return some items, in the order given; features are copied."""
+        """Return some items, in the order given; features in memory are copied."""
         chosen = np.asarray(rows, np.int64)
         counts = np.diff(self.caption_starts_N1)[chosen]
         captions_M = _ranges(self.caption_starts_N1[chosen], counts)
         lengths = np.diff(self.token_starts_M1)[captions_M]
+        prior = self.prior_logits_NC
         return PairFeatures(
             ids=[self.ids[row] for row in chosen],
-            regions_NRD=self.regions_NRD[chosen],
-            token_values_TD=self.token_values_TD[_ranges(self.token_starts_M1[captions_M], lengths)],
+            regions_NRD=rows_of(self.regions_NRD, chosen),
+            token_values_TD=rows_of(self.token_values_TD, _ranges(self.token_starts_M1[captions_M], lengths)),
             token_starts_M1=_starts(lengths),
             caption_starts_N1=_starts(counts),
             captions=[self.captions[row] for row in chosen],
             labels=[self.labels[row] for row in chosen],
             partition=self.partition[chosen],
-            prior_logits_NC=None if self.prior_logits_NC is None else self.prior_logits_NC[chosen],
+            prior_logits_NC=None if prior is None else rows_of(prior, chosen),
             image_hash=[self.image_hash[row] for row in chosen],
             thumbnails=[self.thumbnails[row] for row in chosen] if self.thumbnails else [],
         )
@@ -152,21 +167,53 @@ def load_pair_features(
     token_channels: int,
     keep: Keep | None = None,
     region_grid: int | None = None,
+    memory_bytes: int | None = None,
 ) -> PairFeatures:
     """Turn pairs tables into feature columns, in the tables' order.
 
     `num_regions` (R) and `token_channels` (D of the text side) come from the pairs' manifest; the image channels
     follow from the width of `regions`; a side that the corpus lacks has 0. `keep` returns a boolean per row of a table
     and runs before features are touched; `region_grid` pools the regions. A `thumbnail` column is kept where the tables
-    have one. Raises DataError for rows without features.
+    have one. Features of more than `memory_bytes` are kept in a file and read when they are taken. Raises DataError for
+    rows without features, StorageError where that file finds no room.
     """
-    parts = [_part(table, num_regions, token_channels, keep, region_grid) for table in tables]
+    parts: list[PairFeatures] = []
+    files, held_bytes = _FeatureFiles(), 0
+    for table in tables:
+        part = _part(table, num_regions, token_channels, keep, region_grid)
+        held_bytes += part.feature_bytes
+        parts.append(part)
+        if memory_bytes is not None and held_bytes > memory_bytes:
+            parts = [files.put(part) for part in parts]
     parts = [part for part in parts if len(part)] or parts[:1]
     if not parts:
         raise DataError(
             "there are no pairs to load", got="no parts", remedy="rerun `zscmr preprocess --overwrite`"
         )
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+class _FeatureFiles:
+    """The files of features that did not fit in memory, by name and shape of a row."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, tuple[int, ...]], RowFile] = {}
+
+    def put(self, part: PairFeatures) -> PairFeatures:
+        """Return the part with its features in the files; one that is there already is returned as it is."""
+        prior = part.prior_logits_NC
+        return replace(
+            part,
+            regions_NRD=self._rows("regions", part.regions_NRD),
+            token_values_TD=self._rows("tokens", part.token_values_TD),
+            prior_logits_NC=None if prior is None else self._rows("priors", prior),
+        )
+
+    def _rows(self, name: str, values: Half | FileRows) -> FileRows:
+        if isinstance(values, FileRows):
+            return values
+        shape = values.shape[1:]
+        return self._files.setdefault((name, shape), RowFile(shape)).append(values)
 
 
 def _part(
@@ -176,9 +223,9 @@ def _part(
         mask = keep(table)
         if not mask.all():
             table = table.take(pa.array(np.flatnonzero(mask)))
-    token_lists = _column(table, "tokens", "text features")
+    token_lists = whole_column(table, "tokens", "text features")
     token_bytes = token_lists.flatten()
-    byte_starts = _offsets(token_bytes)
+    byte_starts = list_offsets(token_bytes)
     # An image-only corpus has no token: any width fits.
     token_channels = max(token_channels, 1)
     token_width = 2 * token_channels
@@ -189,79 +236,23 @@ def _part(
             expected=f"a multiple of {token_channels} channels x 2 bytes",
             remedy="rerun `zscmr preprocess --overwrite`",
         )
-    values = np.frombuffer(_buffer(token_bytes), np.uint8)[byte_starts[0] : byte_starts[-1]]
+    values = np.frombuffer(values_buffer(token_bytes), np.uint8)[byte_starts[0] : byte_starts[-1]]
     hashes = table.column("sha256").to_pylist()
     return PairFeatures(
         ids=table.column("id").to_pylist(),
-        regions_NRD=pool_regions(_regions(table, num_regions), region_grid),
+        regions_NRD=pool_regions(regions_column(table, num_regions), region_grid),
         token_values_TD=values.view("<f2").reshape(-1, token_channels),
         token_starts_M1=(byte_starts - byte_starts[0]) // token_width,
-        caption_starts_N1=_offsets(token_lists) - int(_offsets(token_lists)[0]),
+        caption_starts_N1=list_offsets(token_lists) - int(list_offsets(token_lists)[0]),
         captions=table.column("captions").to_pylist(),
         labels=[tuple(names) for names in table.column("labels").to_pylist()],
         partition=np.array(table.column("partition").to_pylist(), dtype="U5"),
-        prior_logits_NC=_priors(table),
+        prior_logits_NC=priors_column(table),
         image_hash=[
             value or name for value, name in zip(hashes, table.column("id").to_pylist(), strict=True)
         ],
         thumbnails=table.column("thumbnail").to_pylist() if "thumbnail" in table.column_names else [],
     )
-
-
-def _regions(table: pa.Table, num_regions: int) -> Half:
-    if num_regions == 0:
-        return np.empty((len(table), 0, 0), np.float16)
-    column = _column(table, "regions", "image features")
-    width = column.type.byte_width
-    if width % (2 * num_regions):
-        raise DataError(
-            "cached image features of another shape",
-            got=f"{width} bytes an item",
-            expected=f"a multiple of {num_regions} regions x 2 bytes",
-            remedy="rerun `zscmr preprocess --overwrite`",
-        )
-    start = column.offset * width
-    values = np.frombuffer(_buffer(column), np.uint8)[start : start + len(column) * width]
-    return values.view("<f2").reshape(len(column), num_regions, width // (2 * num_regions))
-
-
-def _priors(table: pa.Table) -> Half | None:
-    if pa.types.is_null(table.schema.field("prior_logits").type):
-        return None
-    column = _column(table, "prior_logits", "teacher logits")
-    values: Half = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), column.type.list_size)
-
-
-def _column(table: pa.Table, name: str, what: str) -> pa.Array:
-    column = table.column(name)
-    if pa.types.is_null(column.type) or column.null_count:
-        raise DataError(
-            f"pairs without cached {what}",
-            got=f"{len(table) if pa.types.is_null(column.type) else column.null_count} rows without `{name}`",
-            expected="every row with cached features",
-            remedy="rerun `zscmr preprocess --overwrite`",
-        )
-    return column.chunk(0) if column.num_chunks == 1 else _combined(column)
-
-
-def _combined(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 0:
-        return pa.array([], column.type)
-    return pa.concat_arrays(column.chunks)
-
-
-def _buffer(array: pa.Array) -> pa.Buffer:
-    buffer = array.buffers()[-1]
-    return pa.py_buffer(b"") if buffer is None else buffer
-
-
-def _offsets(array: pa.Array) -> Rows:
-    """Return the len + 1 offsets of a list or binary array (32-bit on disk), as int64."""
-    if not len(array):
-        return np.zeros(1, np.int64)
-    raw = np.frombuffer(array.buffers()[1], np.int32)
-    return raw[array.offset : array.offset + len(array) + 1].astype(np.int64)
 
 
 def _joined(parts: Sequence[PairFeatures]) -> PairFeatures:
@@ -274,14 +265,14 @@ def _joined(parts: Sequence[PairFeatures]) -> PairFeatures:
         )
     return PairFeatures(
         ids=[name for part in parts for name in part.ids],
-        regions_NRD=np.concatenate([part.regions_NRD for part in parts]),
-        token_values_TD=np.concatenate([part.token_values_TD for part in parts]),
+        regions_NRD=joined([part.regions_NRD for part in parts]),
+        token_values_TD=joined([part.token_values_TD for part in parts]),
         token_starts_M1=_starts(np.concatenate([np.diff(part.token_starts_M1) for part in parts])),
         caption_starts_N1=_starts(np.concatenate([np.diff(part.caption_starts_N1) for part in parts])),
         captions=[texts for part in parts for texts in part.captions],
         labels=[names for part in parts for names in part.labels],
         partition=np.concatenate([part.partition for part in parts]),
-        prior_logits_NC=np.concatenate(priors) if priors else None,
+        prior_logits_NC=joined(priors) if priors else None,
         image_hash=[value for part in parts for value in part.image_hash],
         thumbnails=[picture for part in parts for picture in part.thumbnails],
     )

@@ -168,6 +168,7 @@ class Feed:
         token_channels: int,
         keep: Keep | None = None,
         region_grid: int | None = None,
+        memory_bytes: int | None = None,
     ) -> PairFeatures:
         """Turn tables into features as `data.pairs.load_pair_features` does, fed where an encoder is trained."""
         feed = None
@@ -180,6 +181,7 @@ class Feed:
             token_channels=token_channels,
             keep=keep,
             region_grid=region_grid,
+            memory_bytes=memory_bytes,
         )
         if feed is None and self.text is None:
             return features

@@ -207,11 +207,16 @@ def mean_features(features: PairFeatures) -> tuple[npt.NDArray[np.float32], npt.
     image = [
         features.regions_NRD[start : start + _BLOCK_ROWS].astype(np.float32).mean(axis=1) for start in blocks
     ]
-    lengths_M = np.diff(features.token_starts_M1)
-    sums_MD = np.add.reduceat(
-        features.token_values_TD.astype(np.float32), features.token_starts_M1[:-1], axis=0
-    )
-    return np.concatenate(image), (sums_MD / lengths_M[:, None]).astype(np.float32)
+    text = [_mean_tokens(features, start) for start in range(0, features.num_captions, _BLOCK_ROWS)]
+    return np.concatenate(image), np.concatenate(text)
+
+
+def _mean_tokens(features: PairFeatures, first: int) -> npt.NDArray[np.float32]:
+    starts_M1 = features.token_starts_M1[first : first + _BLOCK_ROWS + 1]
+    values_TD = features.token_values_TD[starts_M1[0] : starts_M1[-1]].astype(np.float32)
+    sums_MD = np.add.reduceat(values_TD, starts_M1[:-1] - starts_M1[0], axis=0)
+    means_MD: npt.NDArray[np.float32] = (sums_MD / np.diff(starts_M1)[:, None]).astype(np.float32)
+    return means_MD
 
 
 def _class_numbers(features: PairFeatures, items: Rows) -> Rows:

@@ -6,7 +6,7 @@ object store, a restarted worker needs nobody, and the features of unseen classe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -93,17 +93,22 @@ def read_features(job: TrainJob, *, device: str = "cpu") -> PairFeatures:
         cache_bytes=job.config.train.activation_cache_bytes,
         device=device,
     )
+    tables = (table for part in job.parts for table in _tables(job.pairs, part, feed.columns))
     return feed.load(
-        (rule_table(_read(job.pairs, part, feed.columns), job.split) for part in job.parts),
+        (rule_table(table, job.split) for table in tables),
         num_regions=int(job.info["num_regions"]),
         token_channels=int(job.info["token_channels"]),
         keep=lambda table: wanted_rows(
             table.column("labels").to_pylist(), table.column("partition").to_pylist(), job.split
         ),
         region_grid=job.config.model.region_grid,
+        memory_bytes=job.config.train.feature_memory_bytes,
     )
 
 
-def _read(store: Store, part: str, columns: Sequence[str]) -> pa.Table:
+def _tables(store: Store, part: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """A part's row groups one after the other: the whole of it may not fit in memory."""
     with store.open(part) as file:
-        return pq.read_table(file, columns=list(columns))
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group, columns=list(columns))

@@ -139,7 +139,7 @@ class VectorEncoder:
             vectors_BD, side = self.model.encode_images(shared_tensor(pixels_BHW3))
         else:
             assert isinstance(self.model, DualEncoder)
-            vectors_BD, side = self.model.embed_regions(shared_tensor(features.regions_NRD))
+            vectors_BD, side = self.model.embed_regions(shared_tensor(features.regions_NRD[:]))
         return _half(vectors_BD), side
 
     def _texts(self, table: pa.Table, features: PairFeatures | None) -> npt.NDArray[np.float16]:
