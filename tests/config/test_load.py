@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zscmr_ray.config import Config, ServeSection
+from zscmr_ray.config import Config, ServeSection, TrainSection
 from zscmr_ray.config.base import Section, affects_of
 from zscmr_ray.config.explain import explain, json_schema, reference_markdown
 from zscmr_ray.config.load import all_keys, load_config
@@ -123,3 +123,10 @@ def test_explain_one_a_section_or_all() -> None:
 def test_open_bind_needs_a_key_name() -> None:
     with pytest.raises(ConfigError, match="not loopback"):
         ServeSection(host="0.0.0.0", api_key_env="")
+
+
+@pytest.mark.parametrize("train", [{}, {"use_gpu": True}, {"zero_stage": 2}])
+def test_offload_is_for_gpus_and_divided_state(train: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="moves ZeRO's state from a GPU"):
+        TrainSection(offload="cpu", **train)  # type: ignore[arg-type]
+    assert TrainSection(offload="cpu", use_gpu=True, zero_stage=2).offload == "cpu"

@@ -25,7 +25,7 @@ from zscmr_ray.data.pairs import PairFeatures, load_pair_features
 from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.base import as_floats, model_architecture
 from zscmr_ray.engine.collectives import rank, world_size
-from zscmr_ray.engine.deepspeed import DeepSpeedEngine
+from zscmr_ray.engine.deepspeed import DeepSpeedEngine, engine_config
 from zscmr_ray.engine.step import AlignmentStep, StepSource
 from zscmr_ray.errors import ConfigError, TrainingError
 from zscmr_ray.models.build import build_model
@@ -142,19 +142,30 @@ def parts_across_ranks() -> list[dict[str, float]]:
     return found
 
 
-def rank_results() -> tuple[list[dict[str, Tensor]], list[dict[str, float]]]:
-    return both_gradients(), parts_across_ranks()
+def not_finite_message() -> str:
+    """What an update says of a batch whose last row, of the last rank, is not finite."""
+    order = step_rows(num_rows=120, global_batch_size=BATCH, seed=3, step=0)
+    source = make_source(
+        load_features(PairsSpec(not_finite=[int(order[-1])])), rank=rank(), num_workers=world_size()
+    )
+    with pytest.raises(TrainingError) as error:
+        BareEngine(make_step(), optim=tiny_config("unused").optim, total_steps=10).update(source.inputs(0))
+    return str(error.value)
+
+
+def rank_results() -> tuple[list[dict[str, Tensor]], list[dict[str, float]], str]:
+    return both_gradients(), parts_across_ranks(), not_finite_message()
 
 
 @pytest.fixture(scope="module")
-def two_ranks() -> list[tuple[list[dict[str, Tensor]], list[dict[str, float]]]]:
+def two_ranks() -> list[tuple[list[dict[str, Tensor]], list[dict[str, float]], str]]:
     return run_ranks(rank_results, 2)
 
 
 def test_summed_gradients_of_two_ranks_are_the_single_process_s(two_ranks: Any) -> None:
     """Also when one rank has no weak positive."""
     single = both_gradients()
-    for found, _ in two_ranks:
+    for found, _, _ in two_ranks:
         for case, expected in zip(found, single, strict=True):
             assert case.keys() == expected.keys()
             for name, gradient in expected.items():
@@ -165,9 +176,15 @@ def test_negatives_and_weak_positives_are_those_of_all_ranks(two_ranks: Any) -> 
     """Every negative of the first batch, and every weak positive of the second, is on the other rank."""
     single = parts_across_ranks()
     assert single[0]["num_negative"] == single[1]["num_weak"] == BATCH
-    for _, found in two_ranks:
+    for _, found, _ in two_ranks:
         for case, expected in zip(found, single, strict=True):
             assert case == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_rank_names_the_row_that_is_not_finite(two_ranks: Any) -> None:
+    expected = not_finite_message()
+    assert "at step 0" in expected and expected.count("shard#") == BATCH + 1
+    assert [message for _, _, message in two_ranks] == [expected] * 2
 
 
 def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -180,6 +197,16 @@ def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float]
     )
     source = make_source(relabelled(load_features()), rank=rank(), num_workers=world_size())
     return [engine.update(source.inputs(number))["total"] for number in range(steps)], engine.weights()
+
+
+def test_offload_is_deepspeed_s_own_with_torch_s_optimizer() -> None:
+    """As configuration only: no GPU has run it."""
+    for stage, parts in ((2, {"offload_optimizer"}), (3, {"offload_optimizer", "offload_param"})):
+        train = {"zero_stage": stage, "use_gpu": True, "offload": "cpu"}
+        found = engine_config(tiny_config("unused", train=train), 1)
+        assert found["zero_optimization"].keys() == {"stage"} | parts
+        assert found["zero_force_ds_cpu_optimizer"] is False
+    assert engine_config(tiny_config("unused"), 1)["zero_optimization"] == {"stage": 0}
 
 
 def case_of(zero_stage: int, precision: str, micro_batch_size: int | None = None) -> Config:

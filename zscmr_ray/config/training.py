@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from zscmr_ray.config.base import Section, setting
+from zscmr_ray.errors import ConfigError
 
 
 class TrainSection(Section):
@@ -43,6 +46,12 @@ class TrainSection(Section):
         2, "speed", "steps whose inputs are made ahead by a thread; 0 = each when it is needed", ge=0
     )
     zero_stage: Literal[0, 1, 2, 3] = setting(0, "speed", "DeepSpeed ZeRO stage")
+    offload: Literal["none", "cpu"] = setting(
+        "none",
+        "speed",
+        "cpu = ZeRO keeps the optimiser's state (stage 3: parameters too) in the host's memory, for models that do not "
+        "fit on the GPU; needs use_gpu and zero_stage 1 or more",
+    )
     precision: Literal["fp32", "bf16"] = setting("fp32", "output", "arithmetic of the step")
     activation_checkpointing: bool = setting(
         False,
@@ -63,3 +72,14 @@ class TrainSection(Section):
     log_every_steps: int = setting(10, "speed", "steps between two lines of metrics", ge=1)
     max_failures: int = setting(3, "speed", "worker-group restarts before training gives up", ge=0)
     keep_checkpoints: int = setting(2, "speed", "newest resumable checkpoints kept", ge=1)
+
+    @model_validator(mode="after")
+    def _offload_from_a_gpu(self) -> TrainSection:
+        if self.offload != "none" and not (self.use_gpu and self.zero_stage):
+            raise ConfigError(
+                "train.offload moves ZeRO's state from a GPU to the host's memory",
+                got=f"train.offload={self.offload}, use_gpu={self.use_gpu}, zero_stage={self.zero_stage}",
+                expected="train.use_gpu=true and train.zero_stage 1, 2 or 3",
+                remedy="--set train.offload=none; on CPU the state is in the host's memory already",
+            )
+        return self

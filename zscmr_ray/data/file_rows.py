@@ -87,7 +87,7 @@ class FileRows:
         """Read rows into an array of their own, neighbours in the file at once."""
         places, size = self.places_N[rows], self.file.row_bytes
         found = np.empty((len(places), *self.file.row_shape), np.float16)
-        buffer = memoryview(found.reshape(-1).view(np.uint8))
+        buffer = found.reshape(-1).view(np.uint8).data
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
         for start, stop in pairwise([*starts, len(places)]):
             self.file.read_into(buffer[start * size : stop * size], int(places[start]))

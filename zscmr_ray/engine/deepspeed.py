@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from zscmr_ray.config import Config
+from zscmr_ray.config import Config, TrainSection
 from zscmr_ray.engine.base import as_floats, make_optimizer, set_learning_rate
 from zscmr_ray.engine.batching import rows_per_rank
 from zscmr_ray.engine.collectives import choose_backend, world_size
@@ -35,10 +35,20 @@ def engine_config(config: Config, num_workers: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optim.clip_norm,
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": {"stage": train.zero_stage} | _offloaded(train),
         "zero_allow_untested_optimizer": True,
+        # torch's AdamW on the CPU too: DeepSpeed's own is compiled at its first use.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+
+
+def _offloaded(train: TrainSection) -> dict[str, Any]:
+    """What ZeRO keeps in the memory of the host: the optimiser's state, at stage 3 parameters too."""
+    if train.offload == "none":
+        return {}
+    names = ("offload_optimizer", "offload_param") if train.zero_stage == 3 else ("offload_optimizer",)
+    return {name: {"device": "cpu", "pin_memory": True} for name in names}
 
 
 class DeepSpeedEngine:

@@ -11,6 +11,7 @@ Legend: B rows of this rank, G rows of the global batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,7 +24,7 @@ from zscmr_ray.data.class_order import make_order
 from zscmr_ray.data.order import caption_choice, row_key
 from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.engine.batching import rank_slice, rows_per_rank
-from zscmr_ray.engine.collectives import count_once, gather_rows
+from zscmr_ray.engine.collectives import count_once, gather_rows, gather_values
 from zscmr_ray.errors import TrainingError
 from zscmr_ray.losses.relations import Relations, make_relations
 from zscmr_ray.models.base import AlignmentModel, SideOutput
@@ -164,22 +165,26 @@ class AlignmentStep(nn.Module):
 
 
 def check_finite(total: float, inputs: StepInputs) -> None:
-    """Raise TrainingError, naming the step and the rows, when the loss is NaN or infinite."""
+    """Raise TrainingError, naming step and rows, when the loss is NaN or infinite. It is the same on every rank."""
     if math.isfinite(total):
         return
     finite_B = torch.isfinite(inputs.regions_BRD).flatten(1).all(1) & torch.isfinite(
         inputs.tokens_BLD
     ).flatten(1).all(1)
-    share = len(finite_B)
-    own = [name for name, good in zip(inputs.ids_G[:share], finite_B.tolist(), strict=True) if not good]
-    shown = ", ".join(inputs.ids_G[:_NAMED_ROWS])
-    more = f" and {len(inputs.ids_G) - _NAMED_ROWS} more" if len(inputs.ids_G) > _NAMED_ROWS else ""
+    bad_G = [not finite for share in gather_values(finite_B.tolist()) for finite in share]
+    bad = [name for name, is_bad in zip(inputs.ids_G, bad_G, strict=True) if is_bad]
     raise TrainingError(
         f"the loss is {total} at step {inputs.step}",
-        got=f"rows {shown}{more}" + (f"; not finite in their features: {', '.join(own)}" if own else ""),
+        got=f"rows {_named(inputs.ids_G)}"
+        + (f"; not finite in their features: {_named(bad)}" if bad else "; all their features are finite"),
         expected="a finite loss",
         remedy="remove the rows whose features are not finite, or lower optim.lr or set optim.clip_norm",
     )
+
+
+def _named(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED_ROWS} more" if len(ids) > _NAMED_ROWS else ""
+    return ", ".join(ids[:_NAMED_ROWS]) + more
 
 
 def _side(tensors: dict[str, Tensor], prefix: str) -> SideOutput:

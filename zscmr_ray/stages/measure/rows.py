@@ -238,7 +238,7 @@ def _corpus(features: PairFeatures) -> Corpus:
 
 def _priors(features: PairFeatures) -> FloatArray | None:
     prior = features.prior_logits_NC
-    return None if prior is None else prior.astype(np.float32)
+    return None if prior is None else prior[:].astype(np.float32)
 
 
 def _join(parts: Sequence[EncodedRows]) -> EncodedRows:
