@@ -94,7 +94,7 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
             expected="rows of partition train, all of whose classes are seen",
             remedy="check data.columns.partition and split.kind",
         )
-    _check_order(config, [labels[row] for row in trained])
+    _check_order(config, [labels[row] for row in trained.tolist()])
     classes = {f"{name}_classes": count for name, count in split.summary().items()}
     return split, {"trained_rows": num_rows, "pairs": len(labels)} | classes
 
