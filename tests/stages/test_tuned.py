@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,17 +16,21 @@ from tests.tuned_run import tuned_config, weights_of, write_pairs
 from zscmr_ray.config import Config
 from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.base import Engine
-from zscmr_ray.engine.checkpoint import load_checkpoint, load_dual_encoder, read_meta
+from zscmr_ray.engine.checkpoint import FILES, load_checkpoint, load_dual_encoder, read_meta
 from zscmr_ray.engine.deepspeed import DeepSpeedEngine
 from zscmr_ray.engine.step import AlignmentStep
-from zscmr_ray.errors import ConfigError, RefusedError
+from zscmr_ray.engine.trained import train_model
+from zscmr_ray.errors import ConfigError
 from zscmr_ray.manifest import require_manifest
 from zscmr_ray.models.tuned import TunedModel
+from zscmr_ray.retriever import ZeroShotRetriever
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.embed import run_embed
 from zscmr_ray.stages.evaluate import run_evaluate
+from zscmr_ray.stages.index import run_index
 from zscmr_ray.stages.train import plan_training, run_train
 from zscmr_ray.stages.train_loop import TrainJob, read_features, train_worker
+from zscmr_ray.stages.verify import verify_run
 from zscmr_ray.storage import Store
 
 
@@ -179,7 +185,7 @@ def test_two_ranks_under_zero_follow_the_bare_loop(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("inline_plane")
-def test_everything_after_training_works_with_it(root: Path) -> None:
+def test_everything_after_training_works_with_it(root: Path, tmp_path: Path) -> None:
     config = train_bare(root, "after", data={"pairs_uri": str(root / "run" / "pairs")})
     finish(config)
     result = run_evaluate(config)
@@ -193,6 +199,21 @@ def test_everything_after_training_works_with_it(root: Path) -> None:
     # The pairs' cached features are those of the frozen encoder: they may not be used.
     assert embedded.info["features"] == "computed"
     assert embedded.counts["out"] == 120
+    run_index(config)
+    assert [line for report in verify_run(config.data.run_uri) for line in report.violations] == []
+    model = ZeroShotRetriever.from_pretrained(config.data.run_uri)
+    model.save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == weights_of(config.data.run_uri)
+    copy = ZeroShotRetriever.from_pretrained(str(tmp_path / "copy"))
+    vectors = {row["id"]: row["vector"] for row in rows_of(stage_store(config, "embed").child("image"))}
+    pair = rows_of(stage_store(config, "preprocess"))[0]
+    np.testing.assert_allclose(copy.encode_images([pair["image"]])[0], vectors[pair["id"]], atol=2e-3)
+
+
+def rows_of(store: Store) -> list[dict[str, Any]]:
+    """The rows of a directory's parts."""
+    keys = sorted(info.key for info in store.list("") if info.key.startswith("part-"))
+    return [row for key in keys for row in pq.read_table(store.path(key)).to_pylist()]
 
 
 def finish(config: Config) -> None:
@@ -208,7 +229,7 @@ def finish(config: Config) -> None:
             key=key,
             config_hash=key.config_hash,
             counts={},
-            parts=[part_record(store, "model.safetensors")],
+            parts=[part_record(store, name) for name in sorted(FILES)],
             info={"fingerprint": meta.fingerprint},
         ),
     )
@@ -221,12 +242,19 @@ def test_pairs_without_pictures_are_refused_and_thumbnails_never_used(tmp_path: 
         run_train(config)
 
 
-def test_other_pairs_of_the_encoder_are_refused_for_embedding(root: Path, tmp_path: Path) -> None:
-    del tmp_path
-    config = train_bare(root, "moved", optim={"max_epochs": 1})
-    meta = read_meta(stage_store(config, "train"))
-    info = dict(job_of(root, "moved").info)
-    from zscmr_ray.stages.embed.plan import find_misfit
-
-    misfit = find_misfit(info, meta, ("image", "text"))
-    assert isinstance(misfit, RefusedError) and "another image backbone" in str(misfit)
+def test_what_cannot_train_an_encoder_is_refused(root: Path) -> None:
+    with pytest.raises(ConfigError, match="fitted in closed form"):
+        train_bare(root, "fitted", model={"method": "best"})
+    with pytest.raises(ConfigError, match='1 to 2, or "all"'):
+        train_bare(root, "deep", model={"image_blocks": 7})
+    cached = job_of(root, "ablated", model={"image_blocks": 0, "text_blocks": 0})
+    job = job_of(root, "ablated")
+    with pytest.raises(ConfigError, match="an ablation trains from cached features"):
+        train_model(
+            job.config,
+            job.split,
+            read_features(cached),
+            info=job.info,
+            store=job.checkpoint,
+            make_engine=bare(job),
+        )
