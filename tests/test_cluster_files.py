@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from zscmr_ray import __version__
+from zscmr_ray.cli.session import RAY_ENVIRONMENT
 from zscmr_ray.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,13 @@ def test_cloud_groups_have_the_sizes(name: str, machine: str) -> None:
         assert groups[group]["resources"] == {"CPU": sizes["cpus"]} | gpus
         assert "spot" in str(groups[group]["node_config"]).lower()
     assert config["max_workers"] == SIZES["decode"]["max_nodes"] + SIZES["encode"]["max_nodes"]
+
+
+def test_nodes_of_the_image_start_as_a_ray_of_our_own_does() -> None:
+    """Niceness and idle time are the node's, not the driver's: measured settings must be in the image."""
+    lines = re.sub(r"\\\n", "", (CLUSTER / "Dockerfile").read_text()).splitlines()
+    words = {word for line in lines if line.startswith("ENV") for word in line.split()[1:]}
+    assert {f"{name}={value}" for name, value in RAY_ENVIRONMENT.items()} <= words
 
 
 def test_a_machine_of_ones_own_is_listed_for_every_worker() -> None:
