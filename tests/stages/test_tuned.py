@@ -94,7 +94,8 @@ def test_a_checkpoint_holds_the_trained_tensors_only_and_loads_as_served(root: P
 def test_training_moves_the_encoders_at_their_own_rate(root: Path) -> None:
     trained = {}
     for name, rate in (("slow", 1e-9), ("fast", 1e-2)):
-        config = train_bare(root, name, optim={"encoder_lr": rate, "max_epochs": 1})
+        optim = {"encoder_lr": rate, "max_epochs": 1}
+        config = train_bare(root, name, optim=optim, model={"region_grid": 1})
         model, _ = load_checkpoint(stage_store(config, "train"))
         trained[name] = model.state_dict()["image_encoder.backbone.layers.1.weight"]
     fresh = TunedModel.load_encoders(model.encoders)[0]  # type: ignore[attr-defined]

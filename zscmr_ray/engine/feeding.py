@@ -175,12 +175,13 @@ class Feed:
         if self.image is not None:
             feed = ImageFeed(self.image, max_pixels=self.max_pixels, cache_bytes=self.cache_bytes)
             tables, keep = _with_pictures_taken(tables, feed.images, keep), None
+        reads_regions = self.image is None or self.keeps_regions
         features = load_pair_features(
             tables,
-            num_regions=num_regions if self.image is None or self.keeps_regions else 0,
+            num_regions=num_regions if reads_regions else 0,
             token_channels=token_channels,
             keep=keep,
-            region_grid=region_grid,
+            region_grid=region_grid if reads_regions else None,
             memory_bytes=memory_bytes,
         )
         if feed is None and self.text is None:
