@@ -27,7 +27,14 @@ from zscmr_ray.storage import Store
 # Where a retry is prepared; from the moment its manifest is there, it is decided.
 UPDATE = "_update"
 # Stages whose shards are independent; the others can only be done anew.
-_UPDATABLE = frozenset({"preprocess", "embed"})
+_UPDATABLE = {
+    "preprocess": [
+        "--append if shards were added",
+        "--retry-rejected if shards with rejected rows were repaired",
+    ],
+    "embed": ["--append if shards were added", "--retry-rejected if shards with rejected rows were repaired"],
+    "index": ["--append if shards were embedded since"],
+}
 _FILES_AT_ONCE = 16
 _COPY_BYTES = 1 << 20
 
@@ -37,6 +44,12 @@ class Update(StrEnum):
 
     APPEND = "append"
     RETRY = "retry-rejected"
+    DELETE = "delete"
+    COMPACT = "compact"
+
+
+# The same work again is nothing to do, but for these: what they do is not in the directory's key.
+_IN_PLACE = frozenset({Update.RETRY, Update.DELETE, Update.COMPACT})
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def open_stage(
     # A switch that was cut short belongs to its new state already: it is finished first, under the lease.
     if not overwrite and not store.exists(f"{UPDATE}/{MANIFEST}"):
         complete = _admit(store, key, update)
-        if complete is not None and complete.key == key and update is not Update.RETRY:
+        if complete is not None and complete.key == key and update not in _IN_PLACE:
             yield Claim(store, key, complete=complete)
             return
     with take_lease(store, key.stage, **({"update": str(update)} if update is not None else {})) as lease:
@@ -100,7 +113,7 @@ def open_stage(
             _switch(store, lease)
         # Looked at again: from here on nobody else changes it.
         before = _admit(store, key, update)
-        if before is not None and before.key == key and update is not Update.RETRY:
+        if before is not None and before.key == key and update not in _IN_PLACE:
             yield Claim(store, key, complete=before)
             return
         if before is None:
@@ -134,7 +147,7 @@ def _admit(store: Store, key: StageKey, update: Update | None) -> Manifest | Non
     remedies = ["--overwrite to replace it", "another --run directory"]
     if is_other_input and key.stage in _UPDATABLE:
         remedies[:0] = (
-            ["--append if shards were added", "--retry-rejected if shards with rejected rows were repaired"]
+            _UPDATABLE[key.stage]
             if complete is not None
             else [
                 f"finish the run that began it before --{update}" if update else "its own input to finish it"

@@ -10,7 +10,8 @@ import pytest
 
 from tests.embeddings_run import item_ids, run_config, write_embeddings
 from zscmr_ray.errors import DataError
-from zscmr_ray.retrieval.gallery import FILES, Gallery, write_gallery
+from zscmr_ray.retrieval.gallery import FILES, Gallery
+from zscmr_ray.retrieval.gallery_write import write_gallery
 from zscmr_ray.stages.index import run_index
 
 

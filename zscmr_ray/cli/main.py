@@ -15,6 +15,7 @@ from zscmr_ray.cli import options as opt
 from zscmr_ray.cli.doctor import doctor
 from zscmr_ray.cli.estimate import estimate, print_estimate
 from zscmr_ray.cli.export import export
+from zscmr_ray.cli.index import index
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
 from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
 from zscmr_ray.cli.submit import submit
@@ -125,7 +126,7 @@ def embed(
     run_stages(loaded.config, ("embed",), overwrite=overwrite, update=update, probe=probe)
 
 
-_stage_command("index", "Build the search index, write `index/`.", "zscmr index --run runs/mine")
+app.command()(index)
 _stage_command(
     "pipeline",
     "Run preprocess, train, evaluate, embed and index in turn; finished stages return at once.",

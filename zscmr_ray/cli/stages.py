@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zscmr_ray.stages.plane.forecast import Probe
 
 PIPELINE = ("preprocess", "train", "evaluate", "embed", "index")
-# evaluate and index are one process's work; the others are Ray's.
+# evaluate is one process's work, and so is an index of one segment; the others are Ray's.
 NEEDS_RAY = frozenset({"preprocess", "train", "embed"})
 
 
@@ -33,12 +33,12 @@ def run_stages(
 ) -> list[StageResult]:
     """Run stages in order, Ray started once and only when a stage that needs it is reached; print each result.
 
-    `update` and `probe` are for preprocess and embed alone.
+    `update` is for preprocess, embed and index, `probe` for the first two alone.
     """
     results: list[StageResult] = []
     for number, stage in enumerate(stages):
         # Ray outlives the stage that started it, so that the next one does not pay for the start again.
-        if stage in NEEDS_RAY and (overwrite or update is not None or not _is_complete(config, stage)):
+        if _needs_ray(config, stage) and (overwrite or update is not None or not _is_complete(config, stage)):
             with ray_session(config.ray):
                 rest = [
                     _run(config, name, overwrite=overwrite, update=update, probe=probe)
@@ -73,6 +73,14 @@ def _run(
     state = "already done" if result.skipped else f"done in {time.monotonic() - started_s:.1f} s"
     typer.echo(f"{stage}: {state}; {counts}; {result.directory}")
     return result
+
+
+def _needs_ray(config: Config, stage: str) -> bool:
+    if stage != "index":
+        return stage in NEEDS_RAY
+    from zscmr_ray.stages.index import needs_ray
+
+    return needs_ray(config)
 
 
 def _is_complete(config: Config, stage: str) -> bool:

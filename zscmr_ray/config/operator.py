@@ -234,4 +234,37 @@ class EmbedSection(PlaneSection):
 class IndexSection(Section):
     """How vectors are searched."""
 
-    kind: Literal["flat"] = setting("flat", "output", "flat = exact inner product")
+    kind: Literal["auto", "flat", "ivf"] = setting(
+        "auto",
+        "output",
+        "flat = exact inner product; ivf = inverted lists, candidates re-scored exactly; auto = flat within the bounds "
+        "below, else ivf",
+    )
+    quantizer: Literal["auto", "none", "sq8", "pq"] = setting(
+        "auto",
+        "output",
+        "ivf: vectors in the lists as floats, a byte a column, or a byte for four columns; auto = sq8, or pq where sq8 "
+        "exceeds the memory",
+    )
+    max_memory_bytes: int = setting(
+        4 << 30, "output", "auto: memory of one side of a segment in a replica, in bytes", ge=1 << 20
+    )
+    max_latency_ms: float = setting(
+        50.0, "output", "auto: expected time of one query alone in one side of a segment, in ms", gt=0
+    )
+    target_recall: float = setting(
+        0.97,
+        "output",
+        "ivf: recall@10 that the number of lists read is tuned for, per query direction",
+        gt=0,
+        le=1,
+    )
+    min_recall: float = setting(
+        0.95, "output", "an index whose recall@10 is lower in any direction is refused", ge=0, le=1
+    )
+    shard_rows: int = setting(
+        4_000_000,
+        "output",
+        "rows of one segment, images and texts; more are built as Ray tasks, one a segment",
+        ge=1,
+    )

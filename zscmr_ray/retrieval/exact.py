@@ -1,7 +1,8 @@
 """Exact inner-product search over unit-block vectors: the flat index behind `index.kind: flat`.
 
-What it is: a gallery [N, D] of float32 rows in id order, memory-mapped from `vectors.npy`, and the k best rows of each
-(already weighted) query. Answers do not depend on the batch a query came in, on threads or on where a row lies:
+What it is: a gallery [N, D] of rows in id order, memory-mapped from `vectors.npy`, and the k best rows of each
+(already weighted) query. Rows are float32, multiplied in place, or float16 (half the bytes, beside inverted lists),
+converted a block at a time. Answers do not depend on the batch a query came in, on threads or on where a row lies:
 candidates are proposed in float32, their scores are computed again in float64 row by row, and equal scores go to
 the lower row, which is the smaller id. What it is not: an approximate index, or the owner of ids and captions.
 
@@ -12,9 +13,10 @@ core; on one core faiss's own kernel is the faster one and is used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -23,6 +25,7 @@ import numpy.typing as npt
 from zscmr_ray.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
+StoredArray = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 RowArray = npt.NDArray[np.int64]
 
 # Candidates asked for beyond k, so that near-ties at the boundary seldom need a second pass.
@@ -36,14 +39,14 @@ _FIRST_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The best rows of every query, best first: scores_QK float32, rows_QK int64."""
+    """The best rows of every query, best first: scores_QK float64 (hits of several galleries merge exactly), rows_QK."""
 
-    scores_QK: FloatArray
+    scores_QK: npt.NDArray[np.float64]
     rows_QK: RowArray
 
 
 class ExactIndex:
-    """A gallery of vectors whose row order is id order. Raises DataError for rows that are not finite float32 [N, D].
+    """A gallery of vectors whose row order is id order. Raises DataError for rows not finite float32 or float16 [N, D].
 
     >>> index = ExactIndex(np.eye(3, dtype=np.float32))
     >>> hits = index.search(np.array([[0.0, 1.0, 0.5]], np.float32), k=2)
@@ -51,14 +54,14 @@ class ExactIndex:
     ([[1, 2]], [[1.0, 0.5]])
     """
 
-    def __init__(self, vectors_ND: FloatArray) -> None:
-        if vectors_ND.ndim != 2 or vectors_ND.dtype != np.float32:
+    def __init__(self, vectors_ND: StoredArray) -> None:
+        if vectors_ND.ndim != 2 or vectors_ND.dtype not in (np.float32, np.float16):
             raise DataError(
                 "not a table of vectors",
                 got=f"{vectors_ND.dtype} {list(vectors_ND.shape)}",
-                expected="float32 [N, D]",
+                expected="float32 or float16 [N, D]",
             )
-        self.vectors_ND = np.ascontiguousarray(vectors_ND)
+        self.vectors_ND = cast(StoredArray, np.ascontiguousarray(vectors_ND))
         self._max_norm = _max_norm(self.vectors_ND)
 
     @property
@@ -78,10 +81,10 @@ class ExactIndex:
         DataError when a query has another dimension or is not finite, when k < 1, and when k exceeds the rows allowed.
         """
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-        self._check(queries_QD, k=k, allowed=allowed)
+        self.check(queries_QD, k=k, allowed=allowed)
         rows = None if allowed is None or allowed.all() else np.flatnonzero(allowed)
         num_searched = self.num_rows if rows is None else int(rows.size)
-        scores_QK = np.empty((len(queries_QD), k), np.float32)
+        scores_QK = np.empty((len(queries_QD), k), np.float64)
         rows_QK = np.empty((len(queries_QD), k), np.int64)
         approximate, candidates = self._propose(queries_QD, min(k + _SLACK, num_searched), rows)
         for q, query_D in enumerate(queries_QD):
@@ -91,10 +94,11 @@ class ExactIndex:
                 chosen = self._rows_above(query_D, threshold, rows)
             else:
                 chosen = candidates[q][approximate[q] >= threshold]
-            scores_QK[q], rows_QK[q] = self._settle(query_D, chosen, k=k)
+            scores_QK[q], rows_QK[q] = self.settle(query_D, chosen, k=k)
         return Hits(scores_QK, rows_QK)
 
-    def _check(self, queries_QD: FloatArray, *, k: int, allowed: npt.NDArray[np.bool_] | None) -> None:
+    def check(self, queries_QD: FloatArray, *, k: int, allowed: npt.NDArray[np.bool_] | None) -> None:
+        """Refuse what `search` refuses; DataError."""
         if queries_QD.ndim != 2 or queries_QD.shape[1] != self.dimension:
             raise DataError(
                 "the query is no vector of this index",
@@ -120,29 +124,35 @@ class ExactIndex:
         self, queries_QD: FloatArray, num: int, rows: RowArray | None
     ) -> tuple[FloatArray, RowArray]:
         """The `num` best candidates by float32 scores, sorted, from all rows or from the given ones."""
-        if rows is None and len(queries_QD) == 1 and faiss.omp_get_max_threads() == 1:
-            return faiss.knn(queries_QD, self.vectors_ND, num, metric=faiss.METRIC_INNER_PRODUCT)
+        if (
+            rows is None
+            and self.vectors_ND.dtype == np.float32
+            and len(queries_QD) == 1
+            and faiss.omp_get_max_threads() == 1
+        ):
+            vectors_ND = cast(FloatArray, self.vectors_ND)
+            return faiss.knn(queries_QD, vectors_ND, num, metric=faiss.METRIC_INNER_PRODUCT)
         total = self.num_rows if rows is None else int(rows.size)
         kept = _Kept(len(queries_QD), num)
         start = 0
         while start < total:
             # Growing blocks: the first ones set the threshold that lets the later ones pass few candidates.
             stop = min(total, start + min(_BLOCK_ROWS, max(_FIRST_ROWS, 3 * start)))
-            if rows is None:
-                kept.add(self.vectors_ND[start:stop] @ queries_QD.T, first_row=start)
-            else:
-                kept.add(self.vectors_ND[rows[start:stop]] @ queries_QD.T, first_row=start)
+            block_ND = self.vectors_ND[start:stop] if rows is None else self.vectors_ND[rows[start:stop]]
+            kept.add(block_ND.astype(np.float32, copy=False) @ queries_QD.T, first_row=start)
             start = stop
         return kept.scores_QK, kept.rows_QK if rows is None else rows[kept.rows_QK]
 
     def _rows_above(self, query_D: FloatArray, threshold: float, rows: RowArray | None) -> RowArray:
         """Every row whose float32 score reaches the threshold: many equal vectors lie at the boundary."""
-        scores_N = self.vectors_ND @ query_D
-        found = np.flatnonzero(scores_N >= threshold)
+        scores = [block_ND @ query_D for _, block_ND in _float_blocks(self.vectors_ND)]
+        found = np.flatnonzero(np.concatenate(scores) >= threshold)
         return found if rows is None else np.intersect1d(found, rows, assume_unique=True)
 
-    def _settle(self, query_D: FloatArray, chosen: RowArray, *, k: int) -> tuple[FloatArray, RowArray]:
-        """The k best of the candidates by float64 score, then row."""
+    def settle(
+        self, query_D: FloatArray, chosen: RowArray, *, k: int
+    ) -> tuple[npt.NDArray[np.float64], RowArray]:
+        """Return the k best of the candidate rows by float64 score, then row: scores [k], rows [k]."""
         scores = np.empty(chosen.size, np.float64)
         query = query_D.astype(np.float64)
         for start in range(0, chosen.size, _BLOCK_ROWS):
@@ -151,7 +161,7 @@ class ExactIndex:
             # A sum over each row by itself: equal vectors get equal scores, wherever they lie.
             scores[start : start + _BLOCK_ROWS] = block.sum(axis=1)
         order = np.lexsort((chosen, -scores))[:k]
-        return scores[order].astype(np.float32), chosen[order].astype(np.int64)
+        return scores[order], chosen[order].astype(np.int64)
 
     def save(self, path: Path) -> None:
         """Write the gallery as a plain `.npy` file (64-byte aligned, so that it can be mapped and multiplied in place)."""
@@ -167,7 +177,7 @@ def load_exact(path: Path) -> ExactIndex:
         raise DataError(
             "the index file cannot be read",
             got=f"{path.name}: {error}",
-            expected="a float32 .npy table",
+            expected="a float32 or float16 .npy table",
             remedy="run `zscmr index --overwrite`",
         ) from error
     return ExactIndex(mapped)
@@ -222,10 +232,15 @@ class _Kept:
         self.scores_QK, self.rows_QK = scores[best_QK], rows[best_QK]
 
 
-def _max_norm(vectors_ND: FloatArray) -> float:
-    largest = 0.0
+def _float_blocks(vectors_ND: StoredArray) -> Iterator[tuple[int, FloatArray]]:
+    """The rows as float32, some at a time, each with the number of its first row."""
     for start in range(0, len(vectors_ND), _BLOCK_ROWS):
-        block = vectors_ND[start : start + _BLOCK_ROWS]
+        yield start, vectors_ND[start : start + _BLOCK_ROWS].astype(np.float32, copy=False)
+
+
+def _max_norm(vectors_ND: StoredArray) -> float:
+    largest = 0.0
+    for start, block in _float_blocks(vectors_ND):
         squares = np.einsum("nd,nd->n", block, block)
         if not np.isfinite(squares).all():
             row = start + int(np.flatnonzero(~np.isfinite(squares))[0])

@@ -1,18 +1,20 @@
-"""One side of an index on disk, image or text: vectors, what is known of each row, and the thumbnails.
+"""One segment of a side on disk, image or text: vectors, what is known of each row, the thumbnails, inverted lists.
 
-    vectors.npy        float32 [N, D], rows in id order, mapped and multiplied in place
+    vectors.npy        rows in id order, mapped: float32 [N, D] multiplied in place (flat), float16 beside lists
     items.arrow        Arrow IPC: id, item_id, labels, captions, thumbnail_row (-1 = none), rows in id order
     thumbnails.arrow   Arrow IPC: JPEG bytes in the order they were read, image side only
     region*.npy        image side, where embed kept them: weights of regions, and regions (region_store.py)
+    lists.faiss        inverted lists of quantised vectors, where the segment has them (ivf.py)
+    lists.json         their quantiser, how many are read per asking side and label weight, and the recall that gave
 
-What it is: a layout that is written once in bounded memory and read by memory mapping, so that replicas share pages.
-What it is not: a place that knows of URIs, manifests or fingerprints (stages/index.py does).
+What it is: a layout that is written once (gallery_write.py) and read by memory mapping, so that replicas share pages.
+What it is not: a place that knows of URIs, manifests, fingerprints (stages/index) or deleted rows (side_index.py).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zscmr_ray.errors import DataError
-from zscmr_ray.retrieval.exact import ExactIndex, load_exact
-from zscmr_ray.retrieval.region_store import RegionStore, RegionWriter, region_files
+from zscmr_ray.retrieval.exact import ExactIndex, FloatArray, Hits, load_exact
+from zscmr_ray.retrieval.ivf import IvfIndex, load_ivf
+from zscmr_ray.retrieval.ivf_tuning import Probes, Tuning
+from zscmr_ray.retrieval.region_store import RegionStore, region_files
 
 VECTORS, ITEMS, THUMBNAILS = "vectors.npy", "items.arrow", "thumbnails.arrow"
 FILES = (VECTORS, ITEMS, THUMBNAILS)
+LISTS, LISTS_FACTS = "lists.faiss", "lists.json"
 FILTER_COLUMNS = ("id", "item_id", "labels")
 
-_COPY_ROWS = 16_384
-_ITEMS_SCHEMA = pa.schema(
+_TABLE_ROWS = 8192
+ITEMS_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
@@ -38,14 +43,15 @@ _ITEMS_SCHEMA = pa.schema(
         pa.field("thumbnail_row", pa.int64(), nullable=False),
     ]
 )
-_THUMBNAILS_SCHEMA = pa.schema([pa.field("thumbnail", pa.binary())])
+THUMBNAILS_SCHEMA = pa.schema([pa.field("thumbnail", pa.binary())])
 
 
 class Gallery:
-    """An opened side: exact search over its rows, and each row's id, labels, captions and thumbnail."""
+    """An opened segment: search over its rows, and each row's id, labels, captions and thumbnail."""
 
     def __init__(self, folder: Path) -> None:
         self.index: ExactIndex = load_exact(folder / VECTORS)
+        self.lists, self.probes = _open_lists(folder, self.index)
         items = _map_table(folder / ITEMS).combine_chunks()
         self._thumbnails = _map_table(folder / THUMBNAILS).column("thumbnail")
         if items.num_rows != self.index.num_rows:
@@ -55,13 +61,34 @@ class Gallery:
                 expected="one item per vector",
                 remedy="run `zscmr index --overwrite`",
             )
-        self._columns = {name: _one_chunk(items.column(name)) for name in _ITEMS_SCHEMA.names}
+        self._columns = {name: one_chunk(items.column(name)) for name in ITEMS_SCHEMA.names}
         self.regions = RegionStore(folder, num_rows=self.num_rows)
 
     @property
     def num_rows(self) -> int:
-        """Rows of this side."""
+        """Rows of this segment."""
         return self.index.num_rows
+
+    def search(
+        self,
+        queries_QD: FloatArray,
+        *,
+        k: int,
+        allowed: npt.NDArray[np.bool_] | None = None,
+        asked: Sequence[str | None] = (),
+        label_weights: Sequence[float] = (),
+    ) -> Hits:
+        """Return the k best allowed rows of each query, exactly or by lists.
+
+        `asked` is the side each query comes from and `label_weights` how it was weighed: they decide how many lists are
+        read; where they are missing, the most that any side or weight needs. Raises DataError as `ExactIndex.search`.
+        """
+        if self.lists is None or self.probes is None:
+            return self.index.search(queries_QD, k=k, allowed=allowed)
+        sides: Sequence[str | None] = asked or [None] * len(queries_QD)
+        weights: Sequence[float | None] = label_weights or [None] * len(queries_QD)
+        numbers = [self.probes.number(*pair) for pair in zip(sides, weights, strict=True)]
+        return self.lists.search(queries_QD, k=k, num_probed_Q=np.array(numbers, np.int64), allowed=allowed)
 
     def row_of(self, row_id: str) -> int | None:
         """Return the row of an id, or None when this side has no such id (a question, not a failure)."""
@@ -101,7 +128,28 @@ class Gallery:
 
     def vector_of(self, row: int) -> npt.NDArray[np.float32]:
         """The stored vector of a row: unweighted unit blocks [D]."""
-        return np.array(self.index.vectors_ND[row])
+        return np.array(self.index.vectors_ND[row], np.float32)
+
+    def tables(self, keep: npt.NDArray[np.bool_], *, is_text: bool) -> Iterator[pa.Table]:
+        """Yield the kept rows as embedding tables, some at a time: what `write_gallery` takes, less captions of images."""
+        for start in range(0, self.num_rows, _TABLE_ROWS):
+            rows = start + np.flatnonzero(keep[start : start + _TABLE_ROWS])
+            if not rows.size:
+                continue
+            place = pa.array(rows)
+            flat = pa.array(self.index.vectors_ND[rows].astype(np.float16).ravel())
+            columns = {
+                "id": self._columns["id"].take(place),
+                "vector": pa.FixedSizeListArray.from_arrays(flat, self.index.dimension),
+                "labels": self._columns["labels"].take(place),
+            }
+            if is_text:
+                captions = [self.captions_of(int(row))[0] for row in rows]
+                columns |= {"item_id": self._columns["item_id"].take(place), "caption": pa.array(captions)}
+            else:
+                pictures = [self.thumbnail_of(int(row)) for row in rows]
+                columns["thumbnail"] = pa.array(pictures, pa.binary())
+            yield self.regions.add_to(pa.table(columns), rows)
 
     def mask(self, conditions: Mapping[str, Sequence[str]]) -> npt.NDArray[np.bool_] | None:
         """Return which rows [N] meet every condition (column -> accepted values, any of them); None without any.
@@ -119,122 +167,26 @@ class Gallery:
 
 
 def gallery_files(folder: Path) -> tuple[str, ...]:
-    """The names of all files of a written side."""
-    return (*FILES, *region_files(folder))
+    """The names of all files of a written segment."""
+    lists = tuple(name for name in (LISTS, LISTS_FACTS) if (folder / name).exists())
+    return (*FILES, *lists, *region_files(folder))
 
 
-def write_gallery(
-    folder: Path,
-    tables: Iterable[pa.Table],
-    *,
-    dimension: int,
-    captions: Mapping[str, Sequence[str]] | None = None,
-) -> int:
-    """Write one side from its embedding tables in any order, and return its number of rows.
-
-    Tables carry `id`, `vector`, `labels`, and either `caption` and `item_id` (texts) or `thumbnail` (images, whose
-    captions come from `captions` by item id). Raises DataError for ids that occur twice and for vectors of another
-    dimension. Memory: ids, labels and captions of all rows, and the vectors of one table.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    unsorted = folder / ".tmp-vectors"
-    slim: list[pa.Table] = []
-    num_rows = 0
-    num_thumbnails = 0
-    with (
-        unsorted.open("wb") as vectors,
-        pa.OSFile(str(folder / THUMBNAILS), "wb") as sink,
-        pa.ipc.new_file(sink, _THUMBNAILS_SCHEMA) as thumbnails,
-        RegionWriter(folder) as regions,
-    ):
-        for table in tables:
-            vectors.write(_vectors(table, dimension=dimension).tobytes())
-            kept, rows = _thumbnails(table, first=num_thumbnails)
-            thumbnails.write_batch(pa.record_batch([kept], schema=_THUMBNAILS_SCHEMA))
-            num_thumbnails += len(kept)
-            num_rows += table.num_rows
-            regions.add(table)
-            slim.append(_slim(table, rows, captions or {}))
-    items = pa.concat_tables(slim) if slim else _ITEMS_SCHEMA.empty_table()
-    order = pc.sort_indices(items.column("id")).to_numpy()
-    items = items.take(pa.array(order)).combine_chunks()
-    _refuse_duplicates(_one_chunk(items.column("id")))
-    with pa.OSFile(str(folder / ITEMS), "wb") as sink, pa.ipc.new_file(sink, _ITEMS_SCHEMA) as writer:
-        writer.write_table(items)
-    _write_sorted(folder / VECTORS, unsorted, order, dimension=dimension)
-    regions.finish(order)
-    unsorted.unlink()
-    return num_rows
+def write_facts(folder: Path, *, quantizer: str, tuning: Tuning) -> None:
+    """Write beside the lists how they are searched and how well."""
+    facts = {"quantizer": quantizer, "probes": tuning.probes.table, "recall_at_10": tuning.recall}
+    (folder / LISTS_FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-def _write_sorted(path: Path, unsorted: Path, order: npt.NDArray[np.uint64], *, dimension: int) -> None:
-    """Permute the float16 rows written so far into the float32 file, some at a time."""
-    shape = (len(order), dimension)
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        if len(order):
-            source = np.memmap(unsorted, np.float16, "r", shape=shape)
-            for start in range(0, len(order), _COPY_ROWS):
-                file.write(source[order[start : start + _COPY_ROWS]].astype("<f4").tobytes())
-
-
-def _vectors(table: pa.Table, *, dimension: int) -> npt.NDArray[np.float16]:
-    column = _one_chunk(table.column("vector"))
-    if column.type != pa.list_(pa.float16(), dimension):
-        raise DataError(
-            "vectors of another shape",
-            got=str(column.type),
-            expected=f"fixed_size_list<float16>[{dimension}]",
-        )
-    flat: npt.NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(table.num_rows, dimension)
-
-
-def _thumbnails(table: pa.Table, *, first: int) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """The thumbnails that are there, and each row's place among all of them (-1 = none)."""
-    if "thumbnail" not in table.column_names:
-        return pa.array([], pa.binary()), np.full(table.num_rows, -1, np.int64)
-    column = _one_chunk(table.column("thumbnail"))
-    present = pc.is_valid(column).to_numpy(zero_copy_only=False).astype(np.bool_)
-    rows = np.where(present, first + np.cumsum(present) - 1, -1).astype(np.int64)
-    return column.drop_null(), rows
-
-
-def _slim(
-    table: pa.Table, thumbnail_rows: npt.NDArray[np.int64], captions: Mapping[str, Sequence[str]]
-) -> pa.Table:
-    is_text = "caption" in table.column_names
-    ids = table.column("id")
-    if is_text:
-        texts = [[caption] for caption in table.column("caption").to_pylist()]
-    else:
-        texts = [list(captions.get(item_id, ())) for item_id in ids.to_pylist()]
-    return pa.table(
-        {
-            "id": ids,
-            "item_id": table.column("item_id") if is_text else ids,
-            "labels": table.column("labels"),
-            "captions": pa.array(texts, pa.list_(pa.string())),
-            "thumbnail_row": pa.array(thumbnail_rows),
-        },
-        schema=_ITEMS_SCHEMA,
-    )
-
-
-def _refuse_duplicates(sorted_ids: pa.Array) -> None:
-    """Ids lie in order, so equal ones are neighbours, whichever shards they came from."""
-    if len(sorted_ids) < 2:
-        return
-    same = pc.equal(sorted_ids[1:], sorted_ids[:-1])
-    twice = sorted(set(sorted_ids[1:].filter(same).to_pylist()))
-    if twice:
-        raise DataError(
-            "ids occur more than once",
-            got=f"{len(twice)} of them: {', '.join(itertools.islice(twice, 5))}{' ...' if len(twice) > 5 else ''}",
-            expected="every id once over all shards",
-            remedy="set data.columns.id to a unique column, or to none (ids become `<shard>#<key>`), and embed again",
-        )
+def _open_lists(folder: Path, exact: ExactIndex) -> tuple[IvfIndex | None, Probes | None]:
+    if not (folder / LISTS).exists():
+        return None, None
+    facts = json.loads((folder / LISTS_FACTS).read_text())
+    table = {
+        side: {float(weight): int(number) for weight, number in row.items()}
+        for side, row in facts["probes"].items()
+    }
+    return load_ivf(folder / LISTS, exact, quantizer=facts["quantizer"]), Probes(table)
 
 
 def _any_of(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -247,7 +199,8 @@ def _any_of(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
     return allowed
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
     return (
         column.chunk(0)
         if column.num_chunks == 1

@@ -8,7 +8,7 @@ Each file is there only where every row has it. What it is not: a score (models/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zscmr_ray.errors import DataError
-from zscmr_ray.schema import provenance_of
+from zscmr_ray.schema import file_metadata, provenance_of
 
 WEIGHTS, REGIONS = "region_weights.npy", "regions.npy"
 REGION_FILES = (WEIGHTS, REGIONS)
@@ -76,12 +76,58 @@ class RegionWriter:
         return self._folder / f".tmp-{name}"
 
 
+class JoinedRows:
+    """Arrays one after the other as one, read by row or by rows; of the rest of an array it has the shape."""
+
+    def __init__(self, arrays: Sequence[HalfArray], starts: npt.NDArray[np.int64]) -> None:
+        self._arrays, self._starts = arrays, starts
+        self.shape = (int(starts[-1]), *arrays[0].shape[1:])
+
+    def __getitem__(self, rows: int | npt.NDArray[np.int64]) -> HalfArray:
+        if np.ndim(rows) == 0:
+            number = int(np.searchsorted(self._starts, rows, side="right")) - 1
+            one: HalfArray = self._arrays[number][int(rows) - int(self._starts[number])]
+            return one
+        return np.stack([self[int(row)] for row in np.asarray(rows)])
+
+
+RowsOf = HalfArray | JoinedRows
+
+
 class RegionStore:
-    """Both arrays of one side, mapped; None where the index keeps none."""
+    """Both arrays of one segment, mapped; None where the index keeps none."""
 
     def __init__(self, folder: Path, *, num_rows: int) -> None:
-        self.weights_NR: HalfArray | None = _map(folder / WEIGHTS, num_rows=num_rows)
-        self.regions_NRD: HalfArray | None = _map(folder / REGIONS, num_rows=num_rows)
+        self.weights_NR: RowsOf | None = _map(folder / WEIGHTS, num_rows=num_rows)
+        self.regions_NRD: RowsOf | None = _map(folder / REGIONS, num_rows=num_rows)
+
+    def add_to(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
+        """Add the columns of these rows to a table, as embeddings have them."""
+        if self.weights_NR is not None:
+            flat = pa.array(self.weights_NR[rows].ravel())
+            column = pa.FixedSizeListArray.from_arrays(flat, self.weights_NR.shape[1])
+            table = table.append_column("region_weights", column)
+        if self.regions_NRD is not None:
+            shape = self.regions_NRD.shape[1:]
+            values = [row.tobytes() for row in self.regions_NRD[rows]]
+            table = table.append_column("regions", pa.array(values, pa.binary(2 * shape[0] * shape[1])))
+            table = table.replace_schema_metadata(file_metadata({"region_shape": shape}))
+        return table
+
+
+class JoinedRegions:
+    """Both arrays over segments; None where one of them keeps none."""
+
+    def __init__(self, stores: Sequence[RegionStore], starts: npt.NDArray[np.int64]) -> None:
+        self.weights_NR = _joined([store.weights_NR for store in stores], starts)
+        self.regions_NRD = _joined([store.regions_NRD for store in stores], starts)
+
+
+def joined_regions(
+    stores: Sequence[RegionStore], starts: npt.NDArray[np.int64]
+) -> RegionStore | JoinedRegions:
+    """The arrays of several segments whose rows begin at `starts`; of one, its own."""
+    return stores[0] if len(stores) == 1 else JoinedRegions(stores, starts)
 
 
 def region_files(folder: Path) -> tuple[str, ...]:
@@ -103,6 +149,11 @@ def _rows(table: pa.Table, name: str) -> HalfArray | None:
     shape: Mapping[str, Any] = provenance_of(table.schema)
     data = np.frombuffer(b"".join(values.to_pylist()), "<f2")
     return data.reshape(table.num_rows, *(int(size) for size in shape["region_shape"]))
+
+
+def _joined(arrays: Sequence[RowsOf | None], starts: npt.NDArray[np.int64]) -> RowsOf | None:
+    found = [array for array in arrays if isinstance(array, np.ndarray)]
+    return JoinedRows(found, starts) if arrays and len(found) == len(arrays) else None
 
 
 def _map(path: Path, *, num_rows: int) -> HalfArray | None:

@@ -13,10 +13,11 @@ from typing import Any
 from PIL import Image
 
 from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.retrieval.side_index import SideIndex
 from zscmr_ray.serving.wire import ItemRegions
 
 
-def item_regions(images: Gallery, row: int, crop: Mapping[str, Any] | None) -> ItemRegions | None:
+def item_regions(images: Gallery | SideIndex, row: int, crop: Mapping[str, Any] | None) -> ItemRegions | None:
     """An image row's weights, or None where the index keeps none, knows no `crop`, or holds no picture of it."""
     weights_NR = images.regions.weights_NR
     thumbnail = images.thumbnail_of(row)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from zscmr_ray.retrieval.exact import ExactIndex, Hits
-from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.retrieval.exact import Hits
+from zscmr_ray.retrieval.side_index import SideIndex
 
 
 def share_bounds(num_rows: int, share: tuple[int, int]) -> tuple[int, int]:
@@ -25,35 +25,42 @@ def share_bounds(num_rows: int, share: tuple[int, int]) -> tuple[int, int]:
 
 
 class GalleryPart:
-    """Rows `share_bounds` of a gallery. An exact index is cut, so that a shard touches its own rows' memory only."""
+    """Rows `share_bounds` of a side. Flat segments are cut, so that a shard touches its own rows' memory only."""
 
-    def __init__(self, gallery: Gallery, share: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, gallery: SideIndex, share: tuple[int, int] = (0, 1)) -> None:
         self._gallery = gallery
-        self._start, self._stop = share_bounds(gallery.num_rows, share)
-        self._is_whole = self.num_rows == gallery.num_rows
-        self._cut: ExactIndex | None = None
-        if not self._is_whole and isinstance(gallery.index, ExactIndex):
-            self._cut = ExactIndex(gallery.index.vectors_ND[self._start : self._stop])
+        self._start, self._stop = share_bounds(gallery.num_stored, share)
+        gallery.cut(self._start, self._stop)
 
     @property
     def num_rows(self) -> int:
-        """Rows of this part."""
-        return self._stop - self._start
+        """Rows of this part that can be found."""
+        return self._gallery.num_within(self._start, self._stop)
 
     def mask(self, conditions: Mapping[str, Sequence[str]]) -> npt.NDArray[np.bool_] | None:
-        """Which of the part's rows meet the conditions; None = there are no conditions."""
+        """Which of the part's rows meet the conditions and are not deleted; None = all of them."""
         mask = self._gallery.mask(conditions)
-        return mask if mask is None or self._is_whole else mask[self._start : self._stop]
+        return mask if mask is None else mask[self._start : self._stop]
 
     def search(
-        self, queries_QD: npt.NDArray[np.float32], *, k: int, allowed: npt.NDArray[np.bool_] | None
+        self,
+        queries_QD: npt.NDArray[np.float32],
+        *,
+        k: int,
+        allowed: npt.NDArray[np.bool_] | None,
+        asked: Sequence[str | None] = (),
+        label_weights: Sequence[float] = (),
     ) -> Hits:
-        """The k best rows of the part; `allowed` as `mask` gave it."""
-        if self._is_whole:
-            return self._gallery.index.search(queries_QD, k=k, allowed=allowed)
-        if self._cut is not None:
-            found = self._cut.search(queries_QD, k=k, allowed=allowed)
-            return Hits(found.scores_QK, found.rows_QK + self._start)
-        whole = np.zeros(self._gallery.num_rows, np.bool_)
-        whole[self._start : self._stop] = True if allowed is None else allowed
-        return self._gallery.index.search(queries_QD, k=k, allowed=whole)
+        """The k best rows of the part; `allowed` as `mask` gave it, the rest as `SideIndex.search`."""
+        whole = None
+        if allowed is not None:
+            whole = np.zeros(self._gallery.num_stored, np.bool_)
+            whole[self._start : self._stop] = allowed
+        return self._gallery.search(
+            queries_QD,
+            k=k,
+            allowed=whole,
+            within=(self._start, self._stop),
+            asked=asked,
+            label_weights=label_weights,
+        )

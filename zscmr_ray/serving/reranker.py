@@ -22,6 +22,7 @@ from zscmr_ray.models.base import SideOutput
 from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.models.imfa import Inn
 from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.retrieval.side_index import SideIndex
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -38,7 +39,12 @@ class Reranker:
     """The fused attention of one checkpoint over one index. Raises as `load_model`, and DataError without regions."""
 
     def __init__(
-        self, place: ModelPlace, images: Gallery, *, fingerprint: str | None = None, device: str = "cpu"
+        self,
+        place: ModelPlace,
+        images: Gallery | SideIndex,
+        *,
+        fingerprint: str | None = None,
+        device: str = "cpu",
     ) -> None:
         if images.regions.regions_NRD is None:
             raise DataError(

@@ -1,17 +1,14 @@
 """The mapped index of one run: opened once with its checksums verified, then searched in batches.
 
-What it is: the reader of what stages/index.py wrote, for both sides, and the one place where a batch of requests with
+What it is: the reader of what stages/index wrote, for both sides, and the one place where a batch of requests with
 different targets, filters and k becomes as few searches as possible. What it is not: an encoder or an HTTP service.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -19,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zscmr_ray.errors import DataError, RefusedError
-from zscmr_ray.manifest import Manifest, require_manifest
+from zscmr_ray.manifest import require_manifest
 from zscmr_ray.models.base import VectorBlock
 from zscmr_ray.retrieval.exact import Hits
-from zscmr_ray.retrieval.gallery import Gallery
+from zscmr_ray.retrieval.ivf_tuning import label_weights
+from zscmr_ray.retrieval.side_index import SideIndex
 from zscmr_ray.serving.heat import item_regions
 from zscmr_ray.serving.part import GalleryPart
 from zscmr_ray.serving.wire import DEFAULT_K, Item, SearchHit, Target
+from zscmr_ray.stages.index.opening import open_sides
 from zscmr_ray.storage import Store
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,12 +33,16 @@ SIDES: tuple[Target, ...] = ("image", "text")
 
 @dataclass(frozen=True, slots=True)
 class SearchTask:
-    """One weighted query vector [D], the side to search, how many results, and column -> accepted values."""
+    """One weighted query vector [D], the side to search, how many results, and column -> accepted values.
+
+    `asked` is the side the query is of, which decides how much of an approximate index is read; None = not known.
+    """
 
     query_D: FloatArray
     target: Target
     k: int | None
     conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    asked: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,13 @@ class Searcher:
     def __init__(self, store: Store, *, share: tuple[int, int] = (0, 1)) -> None:
         manifest = require_manifest(store, "index")
         self._scratch = contextlib.ExitStack()
-        folder = _local_files(store, manifest, self._scratch)
+        sides = open_sides(store, manifest, self._scratch)
         self.version = manifest.fingerprint
         self.info: dict[str, Any] = dict(manifest.info)
         self.counts = dict(manifest.counts)
         self.fingerprint = str(manifest.info["fingerprint"])
         self.blocks = tuple(VectorBlock(b["name"], b["start"], b["stop"]) for b in manifest.info["blocks"])
-        present = {part.name.partition("/")[0] for part in manifest.parts}
-        self._galleries: dict[Target, Gallery] = {
-            side: Gallery(folder / side) for side in SIDES if side in present
-        }
+        self._galleries: dict[Target, SideIndex] = {side: sides[side] for side in SIDES if side in sides}
         self._parts = {side: GalleryPart(gallery, share) for side, gallery in self._galleries.items()}
 
     @property
@@ -86,7 +86,7 @@ class Searcher:
         """Delete the local copies of a remote index; the mapping of what is still in use outlives them."""
         self._scratch.close()
 
-    def gallery(self, target: Target) -> Gallery:
+    def gallery(self, target: Target) -> SideIndex:
         """The side asked for; DataError when this index has none."""
         if target not in self._galleries:
             raise DataError(
@@ -106,6 +106,11 @@ class Searcher:
                 expected=f"at most {num_rows} ({target} vectors in this index)",
                 remedy=f"ask for k <= {num_rows}",
             )
+
+    def side_of(self, row_id: str) -> Target | None:
+        """The side on which an id is, or None when neither has it."""
+        found = self._find(row_id)
+        return None if found is None else found[0]
 
     def vector_of(self, row_id: str) -> FloatArray | None:
         """The stored vector [D] of an item or caption, or None when no side has that id."""
@@ -158,15 +163,21 @@ class Searcher:
             found: Hits | None = None
             if largest:
                 queries_QD = np.stack([tasks[number].query_D for number in numbers])
-                found = part.search(queries_QD, k=largest, allowed=mask)
+                found = part.search(
+                    queries_QD,
+                    k=largest,
+                    allowed=mask,
+                    asked=[tasks[number].asked for number in numbers],
+                    label_weights=label_weights(queries_QD, self.blocks).tolist(),
+                )
             for place, (number, k) in enumerate(zip(numbers, wanted, strict=True)):
                 hits = () if found is None else self._hits(gallery, found, place=place, k=min(k, available))
-                is_short = mask is not None and available < k
+                is_short = bool(conditions) and available < k
                 notes = (too_few(available, k),) if is_short else ()
                 outcomes[number] = SearchOutcome(hits, notes, available)
         return outcomes
 
-    def _hits(self, gallery: Gallery, found: Hits, *, place: int, k: int) -> tuple[SearchHit, ...]:
+    def _hits(self, gallery: SideIndex, found: Hits, *, place: int, k: int) -> tuple[SearchHit, ...]:
         hits = []
         for rank in range(k):
             row = int(found.rows_QK[place, rank])
@@ -223,25 +234,3 @@ def check_same_model(checkpoint_fingerprint: str, index_fingerprint: str) -> Non
 def filter_conditions(conditions: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """A filter as a hashable value: equal filters compare equal, so that their requests share a search."""
     return tuple(sorted((column, tuple(sorted(set(values)))) for column, values in conditions.items()))
-
-
-def _local_files(store: Store, manifest: Manifest, scratch: contextlib.ExitStack) -> Path:
-    """The folder with the index's files, copied from a remote store; every checksum verified."""
-    folder = Path(store.uri)
-    if not store.is_local:
-        folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="zscmr-index-")))
-        for part in manifest.parts:
-            with store.local_copy(part.name) as copy:
-                target = folder / part.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(copy, target)
-    local = Store(folder)
-    for part in manifest.parts:
-        if local.sha256(part.name) != part.sha256:
-            raise DataError(
-                "an index file is not the one its manifest describes",
-                got=f"{store.uri}/{part.name}",
-                expected=f"sha256 {part.sha256[:12]}",
-                remedy="run `zscmr index --overwrite`",
-            )
-    return folder

@@ -27,7 +27,7 @@ from zscmr_ray.serving.metrics import Metrics
 from zscmr_ray.serving.problems import RETRY_AFTER_S, ProblemError
 from zscmr_ray.serving.questions import check_question, checked_vector, picture_of
 from zscmr_ray.serving.reranking import second_stage, words_to_rerank_by
-from zscmr_ray.serving.searcher import SearchTask, filter_conditions
+from zscmr_ray.serving.searcher import Searcher, SearchTask, filter_conditions
 from zscmr_ray.serving.version import IndexVersion
 from zscmr_ray.serving.wire import (
     DEFAULT_K,
@@ -36,9 +36,11 @@ from zscmr_ray.serving.wire import (
     EmbeddingsResponse,
     IndexInfo,
     Item,
+    Query,
     SearchHit,
     SearchRequest,
     SearchResponse,
+    Target,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -192,6 +194,7 @@ class SearchService:
             target=request.target,
             k=request.k if words is None else max(k, self._settings.rerank_top_n),
             conditions=filter_conditions(request.filter),
+            asked=_asked_side(searcher, request.query),
         )
         outcome = await version.searching.search(task)
         searched_s = time.perf_counter()
@@ -238,6 +241,15 @@ class SearchService:
         return _busy(
             "the queue is full", f"a wait of at most serve.max_queue_ms = {self._settings.max_queue_ms}"
         )
+
+
+def _asked_side(searcher: Searcher, query: Query) -> Target | None:
+    """The side a question is of; None for a vector, which does not say."""
+    if query.id is not None:
+        return searcher.side_of(query.id)
+    if query.vector is not None:
+        return None
+    return "text" if query.text is not None else "image"
 
 
 def _hits(hits: Sequence[SearchHit], index: str) -> list[SearchHit]:
