@@ -7,6 +7,7 @@
       ConfigError         exit 2   a setting, flag or combination of them is wrong
       DataError           exit 3   the data are missing, unreadable or break a contract
         StorageError      exit 3   the place itself: it does not answer, is full or may not be used
+          UnsavedStateError        a training's resumable state could not be written there
       RefusedError        exit 4   another fingerprint, configuration or lease owns what was asked for
 
 A message has three parts: what was got, what was expected, and the remedy. Our own mistakes are assertions, not these.
@@ -78,6 +79,10 @@ class DataError(ZscmrError):
 
 class StorageError(DataError):
     """The place is at fault and no object in it: it does not answer, is full, or may not be read or written."""
+
+
+class UnsavedStateError(StorageError):
+    """A training's resumable state could not be written; every rank raises it alike."""
 
 
 class RefusedError(ZscmrError):

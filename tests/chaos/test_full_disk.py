@@ -11,16 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.dying import Life, living
+from tests.pairs_run import tiny_config, write_pairs
 from tests.stages.corpus import bad_samples, corpus_config, good_samples, write_tar
 from tests.stages.inline_executor import inline_plane  # noqa: F401  a fixture
 from tests.stages.numbers import digests
 from tests.stages.small_run import write_checkpoint
 from zscmr_ray.config import Config
-from zscmr_ray.errors import DataError, StorageError
+from zscmr_ray.engine.bare import BareEngine
+from zscmr_ray.errors import DataError, StorageError, UnsavedStateError
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.embed import run_embed
 from zscmr_ray.stages.index import run_index
 from zscmr_ray.stages.preprocess import run_preprocess
+from zscmr_ray.stages.train import plan_training
+from zscmr_ray.stages.train_loop import TrainJob, train_worker
+from zscmr_ray.storage import Store
 
 pytestmark = pytest.mark.usefixtures("inline_plane")
 
@@ -81,6 +86,31 @@ def test_a_full_disk(corpus: Path, disk: Callable[[int], Path], stage: str) -> N
         assert "the disk is full" in text, text
     assert digests(stage_store(config, stage)) == digests(stage_store(whole, stage))
     assert not list(Path(stage_store(config, stage).uri).glob("**/.tmp-part*"))
+
+
+def test_a_disk_full_of_training_states(tmp_path: Path, disk: Callable[[int], Path]) -> None:
+    """Every rank says so alike, the last whole state stays, and with more room the same command ends in the same weights."""
+    config = tiny_config(tmp_path, train={"checkpoint_every_steps": 3, "keep_best": False})
+    pairs, info = Store(tmp_path / "pairs"), write_pairs(config).info
+    parts = tuple(sorted(path.name for path in (tmp_path / "pairs").glob("part-*")))
+    split, _ = plan_training(config, pairs, parts)
+
+    def train(checkpoint: Path) -> None:
+        train_worker(
+            TrainJob(config, split, pairs, parts, info, Store(checkpoint)),
+            make_engine=lambda step, total: BareEngine(step, optim=config.optim, total_steps=total),
+        )
+
+    train(tmp_path / "whole")
+    states = sum(path.stat().st_size for path in (tmp_path / "whole" / "engine").rglob("*") if path.is_file())
+    size_kb = 3 * states // 4 // 1024
+    with pytest.raises(UnsavedStateError, match=r"state of step \d+ could not be written.*the disk is full"):
+        train(disk(size_kb) / "checkpoint")
+    assert list((disk(size_kb) / "checkpoint").glob("engine/step-*/complete.json"))
+    train(disk(20_000) / "checkpoint")
+    weights = [(folder / "model.safetensors").read_bytes()
+               for folder in (tmp_path / "whole", disk(20_000) / "checkpoint")]  # fmt: skip
+    assert weights[0] == weights[1]
 
 
 def test_a_closed_directory(corpus: Path) -> None:

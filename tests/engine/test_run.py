@@ -22,7 +22,7 @@ from zscmr_ray.data.pairs import PairFeatures, load_pair_features
 from zscmr_ray.data.splits import ClassSplit, count_classes, make_class_split
 from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.base import model_architecture
-from zscmr_ray.engine.resume import COMPLETE, newest_state
+from zscmr_ray.engine.resume import COMPLETE, ResumePoint, newest_state
 from zscmr_ray.engine.run import Outcome, TrainingRun, held_out_rows, trained_rows
 from zscmr_ray.engine.step import AlignmentStep, StepInputs
 from zscmr_ray.errors import ConfigError, DataError
@@ -71,11 +71,21 @@ def make_run(
         config,
         split or split_of(features),
         features,
-        architecture=model_architecture(
-            config, image_channels=IMAGE_CHANNELS, text_channels=TOKEN_CHANNELS, num_classes=TEACHER_CLASSES
-        ),
+        architecture=architecture_of(config),
         store=Store(store),
         make_engine=lambda step, total: MortalEngine(step, optim=config.optim, total_steps=total),
+    )
+
+
+def architecture_of(config: Config) -> dict[str, object]:
+    return model_architecture(
+        config, image_channels=IMAGE_CHANNELS, text_channels=TOKEN_CHANNELS, num_classes=TEACHER_CLASSES
+    )
+
+
+def newest(folder: Path, zero_stage: int = 0) -> ResumePoint | None:
+    return newest_state(
+        Store(folder), zero_stage=zero_stage, architecture=architecture_of(tiny_config("unused"))
     )
 
 
@@ -136,7 +146,7 @@ def test_a_run_killed_in_either_phase_ends_with_the_same_weights(
     dies_at(number)
     with pytest.raises(Killed):
         make_run(tmp_path / "killed", config).run()
-    point = newest_state(Store(tmp_path / "killed"), zero_stage=0)
+    point = newest(tmp_path / "killed")
     assert point is not None and point.run["phase"] == phase
     dies_at(None)
     assert_same(make_run(tmp_path / "killed", config).run(), undisturbed)
@@ -156,7 +166,7 @@ def test_the_newest_whole_state_is_found(
         (states[1] / COMPLETE).unlink()
     else:
         (states[1] / "ranks" / "bare.pt").write_bytes(b"half")
-    point = newest_state(Store(tmp_path), zero_stage=0)
+    point = newest(tmp_path)
     assert point is not None and point.name == "step-00000003"
     assert "passing over engine/step-00000006" in capsys.readouterr().err
 
@@ -166,7 +176,7 @@ def test_another_zero_stage_is_refused(tmp_path: Path, dies_at: Callable[[int | 
     with pytest.raises(Killed):
         make_run(tmp_path, REFIT).run()
     with pytest.raises(ConfigError, match="divided its optimiser state"):
-        newest_state(Store(tmp_path), zero_stage=2)
+        newest(tmp_path, zero_stage=2)
 
 
 @pytest.mark.usefixtures("dies_at")
@@ -216,6 +226,6 @@ def test_engine_contract_is_kept(tmp_path: Path) -> None:
         one.update(source.inputs(step))
     one.save(tmp_path)
     other = run._engine(20, None)
-    other.load(tmp_path)
+    other.load(tmp_path, num_workers=1)
     assert one.update(source.inputs(3)) == other.update(source.inputs(3))
     assert isinstance(one, BareEngine) and isinstance(one.step_module, AlignmentStep)

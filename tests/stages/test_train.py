@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -13,14 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.rank_process import run_ranks
 from tests.pairs_run import PairsSpec, tiny_config, write_pairs
 from tests.stages.train_process import long_config
+from zscmr_ray.claim import open_stage
 from zscmr_ray.data.splits import make_class_split
 from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.checkpoint import load_checkpoint
+from zscmr_ray.engine.collectives import rank
+from zscmr_ray.engine.deepspeed import DeepSpeedEngine
 from zscmr_ray.engine.resume import COMPLETE
+from zscmr_ray.engine.step import StepInputs
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
-from zscmr_ray.stages.train import cause_of, check_cluster, keep_split, plan_training, run_train
+from zscmr_ray.manifest import StageKey, require_manifest
+from zscmr_ray.stages.train import cause_of, check_cluster, finish, keep_split, plan_training, run_train
 from zscmr_ray.stages.train_loop import TrainJob, train_worker
 from zscmr_ray.storage import Store
 
@@ -29,6 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+ZERO_2 = functools.partial(long_config, num_workers=2, zero_stage=2)
 CHECKPOINT = ("config.json", "meta.json", "model.safetensors", "split.json")
 
 
@@ -70,7 +78,7 @@ def test_the_checkpoint_is_whole_and_a_second_run_returns_at_once(undisturbed: P
     manifest = json.loads((undisturbed / "checkpoint" / "manifest.json").read_text())
     assert [part["name"] for part in manifest["parts"]] == sorted(CHECKPOINT)
     assert manifest["info"]["fingerprint"] == meta.fingerprint
-    assert not (undisturbed / "checkpoint" / "engine").exists()
+    assert not [name for name in ("engine", "best") if (undisturbed / "checkpoint" / name).exists()]
     lines = [
         json.loads(line) for line in (undisturbed / "checkpoint" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -87,9 +95,24 @@ def test_other_settings_are_refused(undisturbed: Path) -> None:
         run_train(long_config(undisturbed, num_epochs=151))
 
 
+def train_without_ray(run: str) -> None:
+    """One rank of two under ZeRO 2."""
+    os.environ["LOCAL_RANK"] = str(rank())
+    config = ZERO_2(Path(run))
+    pairs, parts = Store(f"{run}/pairs"), parts_of(Path(run))
+    split, _ = plan_training(config, pairs, parts)
+    job = TrainJob(
+        config, split, pairs, parts, require_manifest(pairs, "preprocess").info, Store(f"{run}/whole")
+    )
+    train_worker(job, make_engine=lambda step, total: DeepSpeedEngine(step, config=config, total_steps=total))
+
+
 @pytest.mark.ray
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
-    write_pairs(long_config(tmp_path))
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(ray_local: None, tmp_path: Path) -> None:
+    """Of two workers under ZeRO 2; the undisturbed run is two plain processes."""
+    config = ZERO_2(tmp_path)
+    write_pairs(config)
+    run_ranks(train_without_ray, 2, str(tmp_path))
     killed: list[int] = []
 
     def kill() -> None:
@@ -101,18 +124,19 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed: P
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run_train(long_config(tmp_path))
+    run_train(config)
     killer.join()
     assert killed
     lines = (tmp_path / "checkpoint" / "metrics.jsonl").read_text()
     assert '"event": "resumed"' in lines
-    assert checkpoint_bytes(tmp_path) == checkpoint_bytes(undisturbed)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("checkpoint", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.ray
 def test_a_killed_driver_goes_on_and_the_weights_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
     write_pairs(long_config(tmp_path))
-    command = [sys.executable, "-m", "tests.stages.train_process", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.stages.train_process", long_config(tmp_path).model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         wait_for_state(tmp_path)
         driver.kill()
@@ -166,6 +190,13 @@ def test_pairs_that_are_not_there(tmp_path: Path) -> None:
         (PairsSpec(), {"train": {"micro_batch_size": 3}}, ConfigError, "x micro batch 3 = 3"),
         (PairsSpec(), {"train": {"classes_per_batch": 8}}, ConfigError, "batch cannot be filled"),
         (PairsSpec(), {"train": {"num_workers": 200}}, ConfigError, "not divisible by 200 workers"),
+        (
+            PairsSpec(),
+            {"train": {"global_batch_size": 64, "num_workers": 64}},
+            ConfigError,
+            "more training workers than rows",
+        ),
+        (PairsSpec(), {"train": {"num_workers": 2, "min_workers": 3}}, ConfigError, "min_workers is larger"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_ray(
@@ -180,6 +211,41 @@ def test_what_cannot_be_trained_is_refused_before_ray(
     with pytest.raises(error, match=match):
         run_train(config)
     assert not (tmp_path / "checkpoint").exists()
+
+
+class DyingEngine(BareEngine):
+    """Dies in the middle of a training, after its first validations."""
+
+    def update(self, inputs: StepInputs) -> dict[str, float]:
+        if inputs.step == 9:
+            raise KeyboardInterrupt
+        return super().update(inputs)
+
+
+def test_the_best_validated_weights_are_a_checkpoint_of_their_own(tmp_path: Path) -> None:
+    """From the first validation on; kept where a refit goes beyond them."""
+    config = tiny_config(tmp_path, train={"refit": True}, optim={"max_epochs": 8})
+    info = write_pairs(config).info
+    pairs, parts = Store(tmp_path / "pairs"), parts_of(tmp_path)
+    split, counts = plan_training(config, pairs, parts)
+    job = TrainJob(config, split, pairs, parts, info, Store(tmp_path / "checkpoint"))
+    with pytest.raises(KeyboardInterrupt):
+        train_worker(
+            job, make_engine=lambda step, total: DyingEngine(step, optim=config.optim, total_steps=total)
+        )
+    best = load_checkpoint(Store(tmp_path / "checkpoint" / "best"))[1]
+    assert 0 < best.selection["steps"] <= 9 and not best.selection["refit"]
+    found = train_worker(
+        job, make_engine=lambda step, total: BareEngine(step, optim=config.optim, total_steps=total)
+    )
+    best = load_checkpoint(Store(tmp_path / "checkpoint" / "best"))[1]
+    final = load_checkpoint(Store(tmp_path / "checkpoint"))[1]
+    assert best.selection["steps"] == final.selection["steps"] == found["selection"]["steps"]
+    assert best.fingerprint != final.fingerprint and final.selection["refit"]
+    with open_stage(job.checkpoint, StageKey(stage="train", config={}, input_fingerprint="")) as claim:
+        finish(claim, found, counts)
+    assert not (tmp_path / "checkpoint" / "engine").exists()
+    assert (tmp_path / "checkpoint" / "best").exists()
 
 
 def test_another_split_of_the_same_name_keeps_its_file(tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ class TrainSection(Section):
     num_workers: int = setting(
         1, "speed", "Ray Train workers (ranks); results agree within 1e-4 in fp32", ge=1
     )
+    min_workers: int | None = setting(
+        None,
+        "speed",
+        "elastic: train with what the cluster has between this and num_workers, from one lost or added node to the next "
+        "(counts that divide the batch; others leave workers idle); none = always num_workers",
+        ge=1,
+    )
     threads_per_worker: int = setting(
         2, "output", "torch threads of one worker (the last bits depend on it)", ge=1
     )
@@ -72,6 +79,12 @@ class TrainSection(Section):
     log_every_steps: int = setting(10, "speed", "steps between two lines of metrics", ge=1)
     max_failures: int = setting(3, "speed", "worker-group restarts before training gives up", ge=0)
     keep_checkpoints: int = setting(2, "speed", "newest resumable checkpoints kept", ge=1)
+    keep_best: bool = setting(
+        True,
+        "speed",
+        "from the first validation on, the best validated weights are a checkpoint of their own, checkpoint/best/ "
+        "(deleted with the resumable ones at the end, but kept where refit goes beyond them)",
+    )
 
     @model_validator(mode="after")
     def _offload_from_a_gpu(self) -> TrainSection:

@@ -51,8 +51,8 @@ class BareEngine:
         state = {"model": self.step_module.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(state, folder / _STATE)
 
-    def load(self, folder: Path) -> None:
-        """Read weights and optimiser state."""
+    def load(self, folder: Path, *, num_workers: int) -> None:
+        """Read weights and optimiser state; every rank has the whole of both, whatever the number."""
         state = torch.load(folder / _STATE, weights_only=True)
         self.step_module.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

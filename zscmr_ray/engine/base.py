@@ -32,8 +32,8 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Write what `load` needs into a local folder. Every rank must call it, each with a folder of its own."""
 
-    def load(self, folder: Path) -> None:
-        """Go on from a folder that holds every rank's saved files. Every rank must call it."""
+    def load(self, folder: Path, *, num_workers: int) -> None:
+        """Go on from a folder that holds what so many ranks saved, as many as now or not. Every rank must call it."""
 
 
 def make_optimizer(model: AlignmentModel, optim: OptimSection) -> torch.optim.AdamW:

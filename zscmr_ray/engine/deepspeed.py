@@ -6,7 +6,9 @@ What it is not: precision (autocast in engine/step.py) or the schedule (engine/s
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ from zscmr_ray.engine.base import as_floats, make_optimizer, set_learning_rate
 from zscmr_ray.engine.batching import rows_per_rank
 from zscmr_ray.engine.collectives import choose_backend, world_size
 from zscmr_ray.engine.step import AlignmentStep, StepInputs, check_finite
-from zscmr_ray.errors import MissingPackageError
+from zscmr_ray.errors import DataError, MissingPackageError
 
-_TAG = "state"
+_TAG, _UNIVERSAL = "state", "universal"
 
 
 def engine_config(config: Config, num_workers: int) -> dict[str, Any]:
@@ -94,9 +96,37 @@ class DeepSpeedEngine:
         """Write DeepSpeed's checkpoint (a torch pickle: read only by `load`, after its checksums held)."""
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Go on from DeepSpeed's checkpoint."""
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
+    def load(self, folder: Path, *, num_workers: int) -> None:
+        """Go on from DeepSpeed's checkpoint of so many ranks; of another number than now by way of its universal form."""
+        is_divided_otherwise = self.zero_stage > 0 and num_workers != world_size()
+        # A universal checkpoint gives every parameter group the settings of the first (stage 3): ours stay.
+        settings = [dict(group, params=None) for group in self._optimizer.param_groups]
+        if is_divided_otherwise:
+            _make_universal(folder)
+        self._engine._config.load_universal_checkpoint = is_divided_otherwise
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_UNIVERSAL if is_divided_otherwise else _TAG)
+        if path is None:
+            raise DataError("DeepSpeed found no state to go on from", got=sorted(map(str, folder.rglob("*"))))
+        for group, own in zip(self._optimizer.param_groups, settings, strict=True):
+            group.update(own, params=group["params"])
+
+
+def _make_universal(folder: Path) -> None:
+    """Write DeepSpeed's universal form, one file a parameter whatever the ranks were, beside its checkpoint."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(folder / _TAG),
+        output_folder=str(folder / _UNIVERSAL),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    # It tells every step on both streams.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(options)
 
 
 def _import_deepspeed(device: str) -> Any:

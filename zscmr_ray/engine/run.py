@@ -78,10 +78,11 @@ class TrainingRun:
         make_engine: MakeEngine,
         device: str = "cpu",
         stream: TextIO | None = None,
+        keep_best: Callable[[Outcome], None] | None = None,
     ) -> None:
         self.config, self.split, self.features = config, split, features
         self.architecture, self.store, self.device = architecture, store, device
-        self.make_engine, self.stream = make_engine, stream
+        self.make_engine, self.stream, self.keep_best = make_engine, stream, keep_best
         self.state = RunState()
         self.best: dict[str, Tensor] | None = None
         held_out = held_out_rows(features, split)
@@ -93,7 +94,7 @@ class TrainingRun:
 
         Raises TrainingError when the loss is not finite, ConfigError and DataError for what cannot be trained.
         """
-        point = newest_state(self.store, zero_stage=self.config.train.zero_stage)
+        point = newest_state(self.store, **self._layout(), stream=self.stream)
         if point is not None:
             self.state, self.best = RunState(**point.run), point.best
         state = self.state
@@ -107,9 +108,9 @@ class TrainingRun:
             stream=self.stream,
         ) as telemetry:
             if point is not None:
-                telemetry.event(
-                    "resumed", phase=state.phase, step=state.step, message=f"going on from {point.name}"
-                )
+                then = f" of {point.num_workers} workers" if point.num_workers != world_size() else ""
+                message = f"going on from {point.name}{then}"
+                telemetry.event("resumed", phase=state.phase, step=state.step, message=message)
             if state.phase == "select":
                 engine = self._engine(total_steps, point)
                 self._train(engine, source, telemetry, until=total_steps, total_steps=total_steps)
@@ -123,7 +124,7 @@ class TrainingRun:
                 engine = self._engine(total_steps, point)
                 self._train(engine, source, telemetry, until=state.best_step, total_steps=total_steps)
                 self.best = engine.weights()
-        return self._outcome(source)
+        return self._outcome(source, refit=self.refits)
 
     def _make_validator(self, features: PairFeatures) -> Validator:
         model = build_model(self.architecture)
@@ -201,6 +202,8 @@ class TrainingRun:
         is_best = state.choice is None or choice["score"] > state.choice["score"]
         if is_best:
             state.choice, state.best_step, self.best = choice, state.step, weights
+            if rank() == 0 and self.keep_best is not None:
+                self.keep_best(self._outcome(source, refit=False))
         self._log(
             telemetry,
             source,
@@ -215,7 +218,6 @@ class TrainingRun:
         return state.step - state.best_step >= patience
 
     def _save(self, engine: Engine, telemetry: Telemetry) -> None:
-        telemetry.flush()
         self.state.lines, self.state.warned = tuple(telemetry.lines), telemetry.warned
         save_state(
             self.store,
@@ -223,17 +225,21 @@ class TrainingRun:
             step=self.state.before + self.state.step,
             run=asdict(self.state),
             best=self.best,
-            zero_stage=self.config.train.zero_stage,
+            **self._layout(),
             keep=self.config.train.keep_checkpoints,
         )
+        telemetry.flush()
 
-    def _outcome(self, source: StepSource) -> Outcome:
+    def _layout(self) -> dict[str, Any]:
+        return {"zero_stage": self.config.train.zero_stage, "architecture": self.architecture}
+
+    def _outcome(self, source: StepSource, *, refit: bool) -> Outcome:
         assert self.best is not None
         choice = self.state.choice or _unselected(self.architecture)
         record = choice | {
             "steps": self.state.best_step,
             "epoch": self.state.best_step / source.steps_per_epoch,
-            "refit": self.refits,
+            "refit": refit,
             "trained_rows": len(source.features),
         }
         return Outcome(self.best, choice["label_weight"], choice["label_temperature"], record)

@@ -8,6 +8,7 @@ Both are logs: they hold times, so they are no part of the stage's manifest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from zscmr_ray.errors import StorageError
 from zscmr_ray.losses.fgcl import is_collapsed
 from zscmr_ray.storage import Store
 
@@ -61,7 +63,9 @@ class Telemetry:
     ) -> None:
         if not self.is_active:
             return
-        self.flush()
+        # What ended the training is the news, not that the log of it could not be written either.
+        with contextlib.suppress(*(() if error is None else (StorageError,))):
+            self.flush()
         self._writer.close()
         if self._temporary is not None:
             self._temporary.cleanup()

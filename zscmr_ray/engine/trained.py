@@ -18,7 +18,7 @@ from zscmr_ray.config import Config
 from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.data.splits import ClassSplit, training_rows
 from zscmr_ray.engine.base import model_architecture
-from zscmr_ray.engine.checkpoint import BackboneRecord, BlockRecord, CheckpointMeta
+from zscmr_ray.engine.checkpoint import BackboneRecord, BlockRecord, CheckpointMeta, save_checkpoint
 from zscmr_ray.engine.feeding import FedPairs, trained_encoders
 from zscmr_ray.engine.fitted import fit_method
 from zscmr_ray.engine.run import MakeEngine, Outcome, TrainingRun
@@ -27,6 +27,9 @@ from zscmr_ray.models.base import AlignmentModel
 from zscmr_ray.models.build import ENCODERS, build_model, is_fitted
 from zscmr_ray.models.tuned import TunedModel
 from zscmr_ray.storage import Store
+
+BEST = "best"
+"""Where, below a checkpoint, the best validated weights of a training in progress are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,12 @@ def train_model(
     make_engine: MakeEngine,
     device: str = "cpu",
     stream: TextIO | None = None,
+    keep_best: bool = False,
 ) -> Trained:
     """Train on the rows of `wanted_rows`, going on from a state in `store` if there is one. Every rank must call it.
 
-    `info` is the pairs' manifest's. Raises as `engine.run.TrainingRun.run`.
+    With `keep_best` the best validated weights so far are a checkpoint too, below `store`'s `best/`. `info` is the
+    pairs' manifest's. Raises as `engine.run.TrainingRun.run`.
     """
     architecture = model_architecture(
         config,
@@ -60,6 +65,17 @@ def train_model(
         encoders=trained_encoders(config.model, info),
     )
     _check_fed(architecture, features)
+
+    def as_trained(outcome: Outcome) -> Trained:
+        model = build_model(architecture)
+        model.load_state_dict(outcome.weights)
+        model.label_temperature = outcome.label_temperature
+        return Trained(model.eval(), _meta(config, split, info, model, outcome))
+
+    def keep(outcome: Outcome) -> None:
+        best = as_trained(outcome)
+        save_checkpoint(store.child(BEST), best.model, best.meta)
+
     outcome = (
         fit_method(config, split, features, architecture=architecture, info=info, stream=stream)
         if is_fitted(architecture)
@@ -72,12 +88,10 @@ def train_model(
             make_engine=make_engine,
             device=device,
             stream=stream,
+            keep_best=keep if keep_best else None,
         ).run()
     )
-    model = build_model(architecture)
-    model.load_state_dict(outcome.weights)
-    model.label_temperature = outcome.label_temperature
-    return Trained(model.eval(), _meta(config, split, info, model, outcome))
+    return as_trained(outcome)
 
 
 def wanted_rows(

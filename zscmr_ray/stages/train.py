@@ -35,6 +35,8 @@ SECTIONS = ("split", "model", "loss", "optim", "train")
 # Read by Ray Train's controller and workers. Polling every 2 s (the default) costs as much at every end and restart;
 # the print patch writes every line twice.
 RAY_TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+# An elastic group asks for workers of a lost node until Ray has noticed the loss; at the default it waits 60 s for them.
+ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
 
 
 def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
@@ -53,7 +55,7 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
     with open_stage(store, key, overwrite=overwrite) as claim:
         done = claim.complete
         if done is not None:
-            _delete_resume_states(store)
+            _delete_what_training_needed(store, done)
             return StageResult(STAGE, store.uri, skipped=True, counts=done.counts, info=done.info)
         keep_split(pairs, split)
         print(f"train: {', '.join(f'{value} {name}' for name, value in counts.items())}", file=sys.stderr)
@@ -61,7 +63,7 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
         from zscmr_ray.stages.train_loop import TrainJob
 
         found = fit(TrainJob(config, split, pairs, parts, manifest.info, store))
-        done = _finish(claim, found, counts)
+        done = finish(claim, found, counts)
     return StageResult(STAGE, store.uri, skipped=False, counts=done.counts, info=done.info)
 
 
@@ -78,9 +80,14 @@ def keep_split(pairs: Store, split: ClassSplit) -> str:
 def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple[ClassSplit, dict[str, int]]:
     """Split the classes and count the rows of each use, refusing here what no worker could train."""
     from zscmr_ray.engine.batching import rows_per_rank
+    from zscmr_ray.engine.elastic import check_range
 
     train = config.train
-    rows_per_rank(train.global_batch_size, train.num_workers, micro_batch_size=train.micro_batch_size)
+    batch = {"global_batch_size": train.global_batch_size, "micro_batch_size": train.micro_batch_size}
+    if train.min_workers is None:
+        rows_per_rank(num_workers=train.num_workers, **batch)
+    else:
+        check_range(train.min_workers, train.num_workers, **batch)
     labels, partition = _read_labels(pairs, parts)
     split = configured_split(labels, config.split)
     if split.rule == "dominant":
@@ -93,6 +100,13 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
             got=f"{len(labels)} pairs, of which {int((partition == 'train').sum())} in partition train",
             expected="rows of partition train, all of whose classes are seen",
             remedy="check data.columns.partition and split.kind",
+        )
+    if train.num_workers > num_rows:
+        raise ConfigError(
+            "more training workers than rows to train on",
+            got=f"train.num_workers={train.num_workers}, {num_rows} rows",
+            expected="at least one row a worker in every step",
+            remedy=f"--set train.num_workers=1 and --set train.global_batch_size={max(2, num_rows)}, or give more data",
         )
     _check_order(config, [labels[row] for row in trained.tolist()])
     classes = {f"{name}_classes": count for name, count in split.summary().items()}
@@ -118,24 +132,27 @@ def _check_order(config: Config, labels: Sequence[Sequence[str]]) -> None:
 
 def fit(job: Any) -> dict[str, Any]:
     """Run the workers to their end; returns rank 0's report. Raises what the workers raised, unwrapped."""
-    for name, value in RAY_TRAIN_ENVIRONMENT.items():
+    train = job.config.train
+    elastic = ELASTIC_ENVIRONMENT if train.min_workers is not None else {}
+    for name, value in (RAY_TRAIN_ENVIRONMENT | elastic).items():
         os.environ.setdefault(name, value)
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from zscmr_ray.engine.collectives import choose_backend
-    from zscmr_ray.stages.interruptible import interruptible
+    from zscmr_ray.stages.interruptible import ConnectionWatch, interruptible
     from zscmr_ray.stages.remote_lines import printed_lines
     from zscmr_ray.stages.train_loop import train_loop
 
-    train = job.config.train
     check_cluster(job.config, ray.cluster_resources())
     # Ray Train's own bookkeeping only: states and results go to the run's store.
     folder = tempfile.mkdtemp(prefix="zscmr-train-")
     settings = {
         "torch_config": TorchConfig(backend=choose_backend(use_gpu=train.use_gpu)),
         "scaling_config": ray.train.ScalingConfig(
-            num_workers=train.num_workers,
+            num_workers=train.num_workers
+            if train.min_workers is None
+            else (train.min_workers, train.num_workers),
             use_gpu=train.use_gpu,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if train.use_gpu else {}),
         ),
@@ -148,7 +165,10 @@ def fit(job: Any) -> dict[str, Any]:
         with printed_lines() as stream:
             loop_config = {"job": replace(job, stream=stream)}
             trainer = TorchTrainer(train_loop, train_loop_config=loop_config, **settings)
-            returned = interruptible(trainer.fit).return_value
+            # A client (ray://) sees a proxy and not the head; it is told of a lost proxy by Ray.
+            is_client = ray.util.client.ray.is_connected()
+            watch = None if is_client else ConnectionWatch(ray.get_runtime_context().gcs_address)
+            returned = interruptible(trainer.fit, watch=watch).return_value
     except ray.train.TrainingFailedError as error:
         raise cause_of(error) from error
     finally:
@@ -161,17 +181,18 @@ def fit(job: Any) -> dict[str, Any]:
 def check_cluster(config: Config, resources: dict[str, float]) -> None:
     """Refuse more workers than the cluster can hold: Ray Train would wait for them without end."""
     name = "GPU" if config.train.use_gpu else "CPU"
-    if resources.get(name, 0) >= config.train.num_workers:
+    needed = config.train.min_workers or config.train.num_workers
+    if resources.get(name, 0) >= needed:
         return
     if not config.ray.autoscales:
         raise ConfigError(
             f"more training workers than {name}s",
-            got=f"train.num_workers={config.train.num_workers}, {resources.get(name, 0):g} {name}s in the cluster",
+            got=f"{needed} workers, {resources.get(name, 0):g} {name}s in the cluster",
             expected=f"at most one worker per {name}",
-            remedy="lower train.num_workers, join a larger cluster with --address, or say ray.autoscales=true of one that "
-            "adds nodes by itself",
+            remedy="lower train.num_workers (or train.min_workers), join a larger cluster with --address, or say "
+            "ray.autoscales=true of one that adds nodes by itself",
         )
-    waiting = f"{config.train.num_workers} workers wait for {name}s ({resources.get(name, 0):g} now)"
+    waiting = f"{needed} workers wait for {name}s ({resources.get(name, 0):g} now)"
     print(f"{STAGE}: {waiting}: the cluster adds nodes", file=sys.stderr)
 
 
@@ -191,7 +212,8 @@ def cause_of(error: Exception) -> ZscmrError:
     )
 
 
-def _finish(claim: Claim, found: dict[str, Any], counts: dict[str, int]) -> Manifest:
+def finish(claim: Claim, found: dict[str, Any], counts: dict[str, int]) -> Manifest:
+    """Write the manifest of what the workers left, and delete what only a training in progress needs."""
     from zscmr_ray.engine.checkpoint import FILES
 
     store, key = claim.store, claim.key
@@ -204,13 +226,16 @@ def _finish(claim: Claim, found: dict[str, Any], counts: dict[str, int]) -> Mani
         info={"fingerprint": found["fingerprint"], "selection": selection},
     )
     claim.finish(manifest)
-    _delete_resume_states(store)
+    _delete_what_training_needed(store, manifest)
     return manifest
 
 
-def _delete_resume_states(store: Store) -> None:
+def _delete_what_training_needed(store: Store, manifest: Manifest) -> None:
     """Delete what a finished training no longer needs (also after a kill between manifest and deletion)."""
     store.delete_tree("engine")
+    # A refit's weights are others than those that were validated.
+    if not manifest.info["selection"].get("refit"):
+        store.delete_tree("best")
 
 
 def _ruled_labels(pairs: Store, parts: tuple[str, ...], split: ClassSplit) -> list[tuple[str, ...]]:

@@ -6,6 +6,7 @@ object store, a restarted worker needs nobody, and the features of unseen classe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -18,11 +19,12 @@ from zscmr_ray.data.no_leak import rule_table
 from zscmr_ray.data.pairs import PairFeatures
 from zscmr_ray.data.splits import ClassSplit
 from zscmr_ray.engine.checkpoint import save_checkpoint
-from zscmr_ray.engine.collectives import rank
+from zscmr_ray.engine.collectives import rank, world_size
+from zscmr_ray.engine.elastic import leave_surplus_out, usable_workers
 from zscmr_ray.engine.feeding import make_feed, trained_encoders
 from zscmr_ray.engine.run import MakeEngine
 from zscmr_ray.engine.trained import train_model, wanted_rows
-from zscmr_ray.errors import ConfigError, TrainingError
+from zscmr_ray.errors import ConfigError, RefusedError, TrainingError, UnsavedStateError
 from zscmr_ray.storage import Store
 
 
@@ -55,6 +57,8 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     job: TrainJob = settings["job"]
     device = str(get_device()) if job.config.train.use_gpu else "cpu"
     torch.set_num_threads(job.config.train.threads_per_worker)
+    if not _takes_part(job):
+        return {}
     try:
         return train_worker(
             job,
@@ -63,8 +67,24 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
                 step, config=job.config, total_steps=total_steps, device=device
             ),
         )
-    except (TrainingError, ConfigError) as error:
+    except (TrainingError, ConfigError, RefusedError, UnsavedStateError) as error:
         return {"error": error}
+
+
+def _takes_part(job: TrainJob) -> bool:
+    """Whether this worker trains: of an elastic group as many do as divide the batch."""
+    train, started = job.config.train, world_size()
+    usable = usable_workers(
+        started, global_batch_size=train.global_batch_size, micro_batch_size=train.micro_batch_size
+    )
+    if train.min_workers is None or usable == started:
+        return True
+    if rank() == 0:
+        text = (
+            f"{usable} of {started} workers train: {train.global_batch_size} rows do not divide by {started}"
+        )
+        print(f"train: {text}", file=job.stream or sys.stderr, flush=True)
+    return leave_surplus_out(usable)
 
 
 def train_worker(job: TrainJob, *, make_engine: MakeEngine, device: str = "cpu") -> dict[str, Any]:
@@ -78,6 +98,7 @@ def train_worker(job: TrainJob, *, make_engine: MakeEngine, device: str = "cpu")
         make_engine=make_engine,
         device=device,
         stream=job.stream,
+        keep_best=job.config.train.keep_best,
     )
     if rank() != 0:
         return {}

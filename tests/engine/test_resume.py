@@ -1,0 +1,155 @@
+"""States of a training: written by all ranks or by none, found when whole, divided anew for another number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.rank_process import run_ranks
+from tests.engine.test_step import load_features, make_source, make_step
+from tests.pairs_run import tiny_config
+from zscmr_ray.config import Config
+from zscmr_ray.engine.bare import BareEngine
+from zscmr_ray.engine.collectives import rank, world_size
+from zscmr_ray.engine.deepspeed import DeepSpeedEngine
+from zscmr_ray.engine.resume import COMPLETE, FOLDER, load_engine, newest_state, save_state
+from zscmr_ray.errors import RefusedError, StorageError, UnsavedStateError
+from zscmr_ray.storage import Store
+
+STAGES = (0, 1, 2, 3)
+STEPS, MORE = 5, 6
+MODEL = {"method": "fgan", "width": 16}
+
+
+def save(store: Store, engine: Any, step: int, *, keep: int = 2, zero_stage: int = 0) -> None:
+    save_state(
+        store, engine, step=step, run={"step": step}, best=None, zero_stage=zero_stage, architecture=MODEL, keep=keep
+    )  # fmt: skip
+
+
+def config_of(zero_stage: int) -> Config:
+    return tiny_config("unused", train={"zero_stage": zero_stage})
+
+
+def train_and_save(root: str) -> dict[int, list[Any]]:
+    """Some steps, a state, some more: their losses and the weights, of every ZeRO stage."""
+    found = {}
+    source = make_source(load_features(), rank=rank(), num_workers=world_size())
+    for stage in STAGES:
+        engine = DeepSpeedEngine(make_step(), config=config_of(stage), total_steps=20)
+        for step in range(STEPS):
+            engine.update(source.inputs(step))
+        save(Store(f"{root}/{stage}"), engine, STEPS, zero_stage=stage)
+        losses = [engine.update(source.inputs(step))["total"] for step in range(STEPS, STEPS + MORE)]
+        found[stage] = [losses, engine.weights()]
+    return found
+
+
+def go_on(root: str) -> dict[int, list[Any]]:
+    found = {}
+    source = make_source(load_features(), rank=rank(), num_workers=world_size())
+    for stage in STAGES:
+        store = Store(f"{root}/{stage}")
+        engine = DeepSpeedEngine(make_step(), config=config_of(stage), total_steps=20)
+        point = newest_state(store, zero_stage=stage, architecture=MODEL)
+        assert point is not None
+        load_engine(store, point, engine)
+        losses = [engine.update(source.inputs(step))["total"] for step in range(STEPS, STEPS + MORE)]
+        found[stage] = [losses, engine.weights()]
+    return found
+
+
+def go_on_and_save_anew(old: str, new: str) -> list[dict[int, list[Any]]]:
+    return [go_on(old), train_and_save(new)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_another_number_of_ranks_goes_on_for_every_zero_stage(tmp_path: Path) -> None:
+    """From two ranks to one and from one to two: losses and weights within 1e-4 of those that went on undisturbed."""
+    two, one = str(tmp_path / "two"), str(tmp_path / "one")
+    whole_two = run_ranks(train_and_save, 2, two)[0]
+    from_two, whole_one = run_ranks(go_on_and_save_anew, 1, two, one)[0]
+    from_one = run_ranks(go_on, 2, one)[0]
+    for found, whole in ((from_two, whole_two), (from_one, whole_one)):
+        for stage in STAGES:
+            assert found[stage][0] == pytest.approx(whole[stage][0], abs=1e-4), stage
+            for name, value in whole[stage][1].items():
+                assert (found[stage][1][name] - value).abs().max() < 1e-4, (stage, name)
+
+
+class StateOfBytes(BareEngine):
+    """An engine whose state is its number; nothing is trained here."""
+
+    def __init__(self) -> None:
+        pass
+
+    def save(self, folder: Path) -> None:
+        torch.save({"rank": rank()}, folder / f"{rank()}.pt")
+
+
+def names(store: Store) -> list[str]:
+    return sorted({info.key.split("/")[0] for info in store.child(FOLDER).list()})
+
+
+def found(store: Store) -> str | None:
+    point = newest_state(store, zero_stage=0, architecture=MODEL)
+    return None if point is None else point.name
+
+
+def test_the_newest_whole_states_are_kept_and_passed_over_ones_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    for step in (3, 6, 9, 12):
+        save(store, StateOfBytes(), step)
+    assert names(store) == ["step-00000009", "step-00000012"]
+    (tmp_path / "engine/step-00000012/ranks/0.pt").write_bytes(b"half")
+    (tmp_path / "engine/step-00000015/ranks").mkdir(parents=True)
+    (tmp_path / "engine/step-00000015/ranks/0.pt").write_bytes(b"torn")
+    assert found(store) == "step-00000009"
+    said = capsys.readouterr().err
+    assert "step-00000015: it was not written to its end" in said
+    assert "step-00000012: ranks/0.pt has another checksum" in said
+    # Going on from 9: what was passed over must not push the next state out.
+    save(store, StateOfBytes(), 10, keep=1)
+    assert names(store) == ["step-00000010"]
+    (tmp_path / "engine/step-00000010" / COMPLETE).write_text('{"files": {}}')
+    assert found(store) is None
+    assert "lacks architecture, num_workers, zero_stage" in (said := capsys.readouterr().err)
+    assert "no resumable state is whole: beginning anew" in said
+
+
+def test_a_state_of_another_model_is_refused_with_what_differs(tmp_path: Path) -> None:
+    save(Store(tmp_path), StateOfBytes(), 3)
+    with pytest.raises(
+        RefusedError, match=r"of another model.*got: width=16; expected: width=32.*--overwrite"
+    ):
+        newest_state(Store(tmp_path), zero_stage=0, architecture=MODEL | {"width": 32})
+
+
+def errors_of_a_full_disk(root: str) -> list[str]:
+    """Only rank 1's disk is full; every rank says so, and nobody waits for anybody."""
+    save(Store(root), StateOfBytes(), 3)
+    if rank() == 1:
+        Store.put_file = _full  # type: ignore[method-assign]
+    try:
+        save(Store(root), StateOfBytes(), 6)
+    except UnsavedStateError as error:
+        return [str(error), str(found(Store(root)))]
+    return []
+
+
+def _full(*_: object) -> None:
+    raise StorageError("the disk is full", got="/there", remedy="make room")
+
+
+def test_what_one_rank_cannot_write_all_raise(tmp_path: Path) -> None:
+    for said, newest in run_ranks(errors_of_a_full_disk, 2, str(tmp_path)):
+        assert (
+            "state of step 6 could not be written; got: the disk is full: /there; remedy: make room" in said
+        )
+        assert newest == "step-00000003"
