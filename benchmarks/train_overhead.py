@@ -249,15 +249,7 @@ def summary(ours: dict[str, Any], bare: dict[str, Any], config: Config, *, began
 
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
-    columns = [
-        "samples_per_s",
-        "bare_samples_per_s",
-        "ratio",
-        "overhead_ms",
-        "peak_mb",
-        "first_step_s",
-        "final_loss",
-    ]
+    columns = ["samples_per_s", "ratio", "overhead_ms", "peak_mb", "first_step_s", "final_loss"]
     print(f"{'':<19}" + " ".join(f"{name:>18}" for name in columns))
     for name, values in table.items():
         print(f"{name:<19}" + " ".join(f"{values[column]:>18}" for column in columns), flush=True)
