@@ -13,7 +13,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _POLL_S = 0.5
 
@@ -39,7 +42,9 @@ class RemoteLines(io.TextIOBase):
 @contextlib.contextmanager
 def printed_lines() -> Iterator[RemoteLines]:
     """A stream for workers; while the block runs, what they write to it appears on this process's stderr."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver: another node may be lost, and with it what was said and whoever waits for it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     ended = threading.Event()
     printer = threading.Thread(target=_print, args=(queue, ended), name="zscmr-lines", daemon=True)
     printer.start()
@@ -55,8 +60,12 @@ def _print(queue: Queue, ended: threading.Event) -> None:
     while True:
         # Asked before reading: what was written until then is still printed.
         is_last = ended.is_set()
-        with contextlib.suppress(Empty):
+        try:
             while True:
                 print(queue.get(timeout=_POLL_S), file=sys.stderr, flush=True)
-        if is_last:
+        except Empty:
+            if is_last:
+                return
+        except RayError:
+            # The queue's own node is lost, and so is the cluster: whoever waits for the workers hears of it.
             return

@@ -83,11 +83,11 @@ def plan_training(config: Config, pairs: Store, parts: tuple[str, ...]) -> tuple
     from zscmr_ray.engine.elastic import check_range
 
     train = config.train
-    batch = {"global_batch_size": train.global_batch_size, "micro_batch_size": train.micro_batch_size}
+    batch, micro = train.global_batch_size, train.micro_batch_size
     if train.min_workers is None:
-        rows_per_rank(num_workers=train.num_workers, **batch)
+        rows_per_rank(batch, train.num_workers, micro_batch_size=micro)
     else:
-        check_range(train.min_workers, train.num_workers, **batch)
+        check_range(train.min_workers, train.num_workers, global_batch_size=batch, micro_batch_size=micro)
     labels, partition = _read_labels(pairs, parts)
     split = configured_split(labels, config.split)
     if split.rule == "dominant":
