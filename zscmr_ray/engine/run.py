@@ -101,11 +101,7 @@ class TrainingRun:
         source = self._source(refit=False)
         total_steps = self.config.optim.max_epochs * source.steps_per_epoch
         with Telemetry(
-            self.store,
-            lines=state.lines,
-            warned=state.warned,
-            is_active=rank() == 0,
-            stream=self.stream,
+            self.store, lines=state.lines, warned=state.warned, is_active=rank() == 0, stream=self.stream
         ) as telemetry:
             if point is not None:
                 then = f" of {point.num_workers} workers" if point.num_workers != world_size() else ""
