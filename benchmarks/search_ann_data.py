@@ -44,7 +44,7 @@ from zscmr_ray.storage import Store  # noqa: E402
 
 CACHE = ROOT / ".cache" / "search_ann"
 RUN, QUERIES = CACHE / "run", CACHE / "queries.npy"
-TRAIN_CAPTIONS, EPOCHS, SEED = 2, 2, 0
+TRAIN_CAPTIONS, EPOCHS, SEED = 2, 6, 0
 WIDTH, FINGERPRINT = 512, "5e" * 32
 
 

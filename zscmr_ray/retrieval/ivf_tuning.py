@@ -22,7 +22,8 @@ WEIGHTS = (0.0, 0.5, 1.0)
 # Lists that are read are raised by this factor while the tuning queries miss the target.
 _GROWTH = 1.25
 _TIE = 1e-12
-_QUERIES_AT_ONCE = 128
+# float16 rows are converted once for so many queries.
+_QUERIES_AT_ONCE = 400
 
 
 @dataclass(frozen=True, slots=True)
