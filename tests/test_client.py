@@ -68,6 +68,7 @@ def test_a_text_search_sends_the_wire_and_gives_types() -> None:
         "lambda": 0.2,
         "deadline_ms": 9,
     }
+    assert found.reranked == 0
     assert seen[0].headers["authorization"] == "Bearer secret"
     assert found.results == (Hit("a#b/c", "a#b/c", 0.5, 1, "a cat", ("animal",), "/v1/thumbnails/a%23b%2Fc"),)
     assert (found.index_version, found.label_weight, found.notes) == ("v", 0.5, ())
@@ -90,6 +91,15 @@ def test_a_picture_goes_as_an_upload_from_bytes_or_a_path(tmp_path: Path) -> Non
         assert b'"k": 2' in body
     with client(answer) as asked, pytest.raises(ConfigError, match="cannot be read"):
         asked.search(image=tmp_path / "nothing.jpg")
+
+
+def test_re_ranking_is_asked_for_and_counted() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content)["rerank"] is True
+        return httpx.Response(200, json=ANSWER | {"reranked": 7})
+
+    with client(answer) as asked:
+        assert asked.search(text="a cat", rerank=True).reranked == 7
 
 
 def test_ids_are_escaped_whole() -> None:

@@ -135,7 +135,7 @@ def test_k_none_is_ten_and_k_beyond_the_gallery_or_the_cap_is_refused(http: Test
         ({"query": {"id": IDS[0]}, "k": 0}, 422, "k"),
         ({"query": {"id": IDS[0]}, "k": "3"}, 422, "k"),
         ({"query": {"id": IDS[0]}, "target": "audio"}, 422, "target"),
-        ({"query": {"id": IDS[0]}, "rerank": True}, 422, "rerank"),
+        ({"query": {"id": IDS[0]}, "rerank": True}, 422, "cannot be re-ranked"),
         ({"query": {"id": IDS[0]}, "lambda": 1.5}, 422, "lambda"),
         ({"query": {"id": IDS[0]}, "deadline_ms": 0}, 422, "deadline_ms"),
         ({"query": {"id": IDS[0]}, "filter": {"price": ["1"]}}, 422, "filter column"),

@@ -39,6 +39,7 @@ def search_request(
     label_weight: float | None = None,
     deadline_ms: int | None = None,
     index: str | None = None,
+    rerank: bool = False,
 ) -> dict[str, Any]:
     """The options of httpx for `POST /v1/search`; ConfigError for anything but one question."""
     questions = {"text": text, "image": image, "id": id, "vector": vector}
@@ -48,7 +49,8 @@ def search_request(
             "one question at a time", got=given or "none", expected="one of text, image, id, vector"
         )
     body: dict[str, Any] = {"target": target}
-    optional = {"k": k, "lambda": label_weight, "deadline_ms": deadline_ms, "index": index}
+    optional: dict[str, Any] = {"k": k, "lambda": label_weight, "deadline_ms": deadline_ms, "index": index}
+    optional["rerank"] = rerank or None
     body |= {name: value for name, value in optional.items() if value is not None}
     if filter:
         body["filter"] = {column: list(values) for column, values in filter.items()}

@@ -72,11 +72,12 @@ class Client:
         label_weight: float | None = None,
         deadline_ms: int | None = None,
         index: str | None = None,
+        rerank: bool = False,
     ) -> SearchResponse:
         """Search images or captions (`target`) by exactly one of text, image (bytes or a path), id or vector.
 
         `filter` maps a column (labels, id, item_id) to accepted values; `label_weight` in [0, 1] is lambda; `index` is
-        a name of /v1/indexes. Raises ConfigError for a wrong question, DataError for what the service refuses,
+        a name of /v1/indexes; `rerank` orders the best by the attention fused with the words (IMFA). Raises ConfigError for a wrong question, DataError for what the service refuses,
         ServingError when it cannot answer.
         """
         options = search_request(
@@ -90,6 +91,7 @@ class Client:
             label_weight=label_weight,
             deadline_ms=deadline_ms,
             index=index,
+            rerank=rerank,
         )
         return search_response(json_of(self._call("POST", "/v1/search", **options)))
 

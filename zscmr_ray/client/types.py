@@ -32,6 +32,7 @@ class SearchResponse:
     degraded: tuple[str, ...]
     notes: tuple[str, ...]
     timings_ms: dict[str, float]
+    reranked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def search_response(found: Mapping[str, Any]) -> SearchResponse:
         degraded=tuple(found["degraded"]),
         notes=tuple(found["notes"]),
         timings_ms=dict(found["timings_ms"]),
+        reranked=found.get("reranked", 0),
     )
 
 
