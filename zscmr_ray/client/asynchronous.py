@@ -80,8 +80,9 @@ class AsyncClient:
         """Search images or captions (`target`) by exactly one of text, image (bytes or a path), id or vector.
 
         `filter` maps a column (labels, id, item_id) to accepted values; `label_weight` in [0, 1] is lambda; `index` is
-        a name of /v1/indexes; `rerank` orders the best by the attention fused with the words (IMFA). Raises ConfigError for a wrong question, DataError for what the service refuses,
-        ServingError when it cannot answer.
+        a name of /v1/indexes; `rerank` orders the best by the attention fused with the words (IMFA).
+
+        Raises ConfigError for a wrong question, DataError for what the service refuses, ServingError when it cannot answer.
         """
         options = search_request(
             text=text,
