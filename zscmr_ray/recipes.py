@@ -145,7 +145,7 @@ def supcon() -> Config:
 
 
 def best() -> Config:
-    """This project's own method for unseen classes: closed-form alignments in one vector (models/best.py)."""
+    """This project's own method for unseen classes: four alignments in one vector (models/best.py)."""
     return vary(fgan(), recipe="best", model={"method": "best"})
 
 

@@ -40,7 +40,7 @@ def make_head() -> TeacherHead:
         torch.randn(TEACHER_CLASSES, TOKEN_CHANNELS, generator=generator), dim=1
     )
     weight = torch.randn(TEACHER_CLASSES, IMAGE_CHANNELS, generator=generator)
-    return TeacherHead(weight, torch.zeros(TEACHER_CLASSES), names, names.flip(1))
+    return TeacherHead(weight, torch.zeros(TEACHER_CLASSES), names, names.flip(1), names.flip(0))
 
 
 def split_of(features: PairFeatures) -> ClassSplit:

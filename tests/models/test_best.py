@@ -1,4 +1,4 @@
-"""`best`: its moments against loops, plain CCA as the special case, one unit vector of weighed parts, kept on disk whole."""
+"""`best`: its moments against loops, one unit vector of weighed parts, kept on disk whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from zscmr_ray.errors import ConfigError, DataError
 from zscmr_ray.models.alignment_statistics import (
     PairRows,
-    canonical_directions,
     cross_covariance,
     discriminants,
     regression,
@@ -19,7 +18,6 @@ from zscmr_ray.models.alignment_statistics import (
 from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
 from zscmr_ray.models.best import PARTS, Best, BestSettings
 from zscmr_ray.models.build import build_model
-from zscmr_ray.models.cca import CCA
 from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
 
 F, D, C = 7, 5, 6
@@ -35,12 +33,10 @@ def make_rows(num: int = 60, seed: int = 0) -> PairRows:
 
 def make_head(seed: int = 1) -> TeacherHead:
     generator = torch.Generator().manual_seed(seed)
-    names, first = (
-        torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=1) for _ in range(2)
+    wordings = (
+        torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=1) for _ in range(3)
     )
-    return TeacherHead(
-        torch.randn(C, F, generator=generator), torch.randn(C, generator=generator), names, first
-    )
+    return TeacherHead(torch.randn(C, F, generator=generator), torch.randn(C, generator=generator), *wordings)
 
 
 def fitted(**settings: float) -> Best:
@@ -64,16 +60,6 @@ def test_moments_are_those_of_the_equations() -> None:
     np.testing.assert_allclose(found, expected / (len(x) - 1), atol=1e-9)
     np.testing.assert_allclose(image.within_DD, within / (len(x) - 1), atol=1e-9)
     np.testing.assert_allclose(image.total_DD, total / (len(x) - 1), atol=1e-9)
-
-
-def test_without_classes_the_directions_are_cca_s() -> None:
-    rows = make_rows()
-    image, text = (side_moments(side, rows.class_N) for side in (rows.image_NF, rows.text_ND))
-    cross = cross_covariance(image, text, class_share=0.0)
-    found = canonical_directions(image, text, cross, regularisation=(3.0, 3.0), num_components=4)
-    cca = CCA.fit(rows.image_NF, rows.text_ND, num_components=4, regularisation=3.0)
-    np.testing.assert_allclose(found[0], cca.image_projection_DK, atol=1e-6)
-    np.testing.assert_allclose(found[1], cca.text_projection_DK, atol=1e-6)
 
 
 def test_regression_solves_its_normal_equations() -> None:
@@ -108,7 +94,7 @@ def test_a_vector_is_its_weighed_unit_parts_and_no_part_is_left_out() -> None:
         one @ other.T
         for one, other in zip(model.image_parts(image.mean(1)), model.text_parts(text.mean(1)), strict=True)
     ]
-    weights = {"named": 4.0, "semantic": 3.0, "seen": 2.0, "correlated": 1.0}
+    weights = {"named": 4.0, "semantic": 3.0, "seen": 2.0, "contrasted": 1.0}
     model.set_part_weights(weights)
     vectors = model.vectors(model.encode_image(image)), model.vectors(model.encode_text(text, lengths))
     for side in vectors:
@@ -165,7 +151,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 
 def test_few_rows_and_rows_without_classes_are_fitted() -> None:
-    """Fewer directions than columns are zeros; where no class has two rows the part of the trained classes is nothing."""
+    """Where no class has two rows the part of the trained classes is nothing."""
     rows = make_rows(num=4)
     model = Best(BestSettings(F, D, C))
     model.fit(PairRows(rows.image_NF, rows.text_ND, np.arange(4)), make_head())

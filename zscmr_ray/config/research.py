@@ -22,7 +22,7 @@ class ModelSection(Section):
         "fgan",
         "output",
         "fgan = fine-grained alignment network; inn = inner product with attention over regions (IMFA); tower = two towers "
-        "over pooled features; best = closed-form alignments in one vector, nothing to set. Fields that a method does not "
+        "over pooled features; best = quickly fitted alignments in one vector, nothing to set. Fields that a method does not "
         "read say whose they are",
     )
     region_grid: int | None = setting(

@@ -5,10 +5,10 @@ With x, y the image and text features of N training pairs, centred, x_c, y_c the
     C_xx = cov(x),  C_yy = cov(y),  W_xx, W_yy the covariances within classes
     C_xy = (1 - a) cov(x, y) + a sum_c n_c x_c' y_c / (N - 1)      a = 0: each item with its own caption only
 
-What it is: the moments, canonical directions, a ridge regression and linear discriminants for `best` (best.py). What it is
+What it is: the moments, a ridge regression, a whitening and linear discriminants for `best` (best.py). What it is
 not: the CCA of the tables (cca.py), which knows no classes. float64 without randomness.
 
-Legend: N pairs, F image channels, D text channels, K components, S classes of the training pairs.
+Legend: N pairs, F image channels, D text channels, S classes of the training pairs.
 """
 
 from __future__ import annotations
@@ -77,29 +77,6 @@ def cross_covariance(image: SideMoments, text: SideMoments, *, class_share: floa
     return mixed
 
 
-def canonical_directions(
-    image: SideMoments,
-    text: SideMoments,
-    cross_FD: Matrix,
-    *,
-    regularisation: tuple[float, float],
-    num_components: int,
-) -> tuple[Matrix, Matrix]:
-    """Return projections [F, K] and [D, K] on the canonical directions, each weighed by its correlation.
-
-    `regularisation` (image, text) > 0 is the ridge in units of the mean variance.
-    """
-    image_FF, text_DD = (
-        _inverse_root(side.total_DD, ridge) for side, ridge in zip((image, text), regularisation, strict=True)
-    )
-    left_FK, values_K, right_KD = np.linalg.svd(image_FF @ cross_FD @ text_DD, full_matrices=False)
-    left_FK, values_K = left_FK[:, :num_components], values_K[:num_components]
-    # A singular vector's own sign is arbitrary: its largest entry is made positive.
-    largest_K = np.abs(left_FK).argmax(axis=0)
-    weights_K = np.where(left_FK[largest_K, np.arange(left_FK.shape[1])] < 0, -1.0, 1.0) * values_K
-    return image_FF @ (left_FK * weights_K), text_DD @ (right_KD[:num_components].T * weights_K)
-
-
 def regression(side: SideMoments, cross_DT: Matrix, *, regularisation: float) -> Matrix:
     """Return the ridge regression [D, T] from a side's centred features to targets of cross-covariance [D, T]."""
     ridge = _ridge(side.total_DD, regularisation) * np.eye(len(side.total_DD))
@@ -126,7 +103,8 @@ def discriminants(
     return weight_DS / scale, offset_S / scale
 
 
-def _inverse_root(covariance_DD: Matrix, regularisation: float) -> Matrix:
+def inverse_root(covariance_DD: Matrix, regularisation: float) -> Matrix:
+    """Return (C + ridge)^-1/2 [D, D]; `regularisation` > 0 is the ridge in units of the mean variance."""
     values_D, vectors_DD = np.linalg.eigh(covariance_DD)
     root_D = np.sqrt(np.maximum(values_D, 0) + _ridge(covariance_DD, regularisation))
     result: Matrix = (vectors_DD / root_D) @ vectors_DD.T

@@ -84,7 +84,7 @@ class AlignmentModel(nn.Module, ABC):
     scores_pairs: bool = False
     """Whether `score_pairs` exists: a score of an image and a text that no two vectors give."""
     is_fitted: bool = False
-    """Whether the model is fitted in closed form (engine/fitted.py) and not trained by gradient."""
+    """Whether the model is fitted at once (engine/fitted.py) and not trained step by step."""
 
     @property
     def network(self) -> AlignmentModel:

@@ -1,21 +1,18 @@
-"""`best`, this project's own method for unseen classes: four closed-form alignments joined into one vector a side.
+"""`best`, this project's own method for unseen classes: four alignments joined into one vector a side.
 
-With x the mean region, l = H x + b the classifier's logits over its C named classes, y the unit mean token, v_c and u_c the
-unit sentence vectors of class c's name with and without its synonyms, ~ a value centred on the training rows:
+With x the mean region, l = H x + b the classifier's logits over its C named classes, y the unit mean token, u_c, v_c and w_c
+the unit sentence vectors of class c's name with its synonyms, alone, and in a prompt, ~ a value centred on the training rows:
 
-    named       image sqrt(softmax(l / 3)) ~             text the unit sum of three, weighed .35 : 1 : .2, each
-                                                         sqrt(softmax(.)) ~ of  y~ . v~_c / .05,  y~ . u~_c / .05,
-                                                         and (y~ M) / 3, M the ridge regression from texts to l
-    semantic    image sum_c softmax(l / 3)_c v_c ~       text y ~                                (ConSE, centred)
+    named       image sqrt(softmax(l / 3)) ~             text named_texts.py: by the names, and by what images taught
+    semantic    image sum_c softmax(l / 3)_c u_c ~       text y ~                                (ConSE, centred)
     seen        image sqrt(softmax(4 d(x))) ~            text sqrt(softmax(4 d(y))) ~            d: linear discriminants
                                                                                                  of the trained classes
-    correlated  image x~ A                               text y~ B                               canonical directions
+    contrasted  image f(x~)                              text g(y~)                              contrasted.py: two towers
 
 An unseen class is told by what it looks and reads like: by the classifier's classes, whose names the text model knows, and
-by the trained ones. Rows of one class are positives of each other in A, B and M (alignment_statistics.py). Each part
-is a unit vector p_b, the vector [sqrt(w_b) p_b] has norm 1, and an inner product is sum_b w_b cos_b. Fitted, not
-trained by gradient; the weights w_b are chosen on pseudo-unseen classes (engine/fitted.py). The logits are recomputed
-from the regions, so that cached features and pixels give the same vector.
+by the trained ones. Each part is a unit vector p_b, the vector [sqrt(w_b) p_b] has norm 1, and an inner product is
+sum_b w_b cos_b. Fitted in seconds, all but the towers in closed form; the weights w_b are chosen on pseudo-unseen classes
+(engine/fitted.py). The logits are recomputed from the regions, so that cached features and pixels give the same vector.
 
 Legend: B batch, R regions, L tokens, F image channels, D text channels, C teacher classes, S trained classes, N pairs.
 """
@@ -35,21 +32,20 @@ from zscmr_ray.errors import ConfigError
 from zscmr_ray.losses.relations import Relations
 from zscmr_ray.models.alignment_statistics import (
     PairRows,
-    canonical_directions,
     check_rows,
-    cross_covariance,
     discriminants,
-    regression,
     side_moments,
 )
 from zscmr_ray.models.base import REGION, AlignmentModel, SideOutput, VectorBlock
+from zscmr_ray.models.contrasted import Contrasted, ContrastedSettings
+from zscmr_ray.models.named_texts import NamedTexts
 from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.trunks import masked_mean
 
 if TYPE_CHECKING:
     from zscmr_ray.models.teacher_head import TeacherHead
 
-PARTS = ("named", "semantic", "seen", "correlated")
+PARTS = ("named", "semantic", "seen", "contrasted")
 DEFAULT_WEIGHTS = (1.0, 0.15, 0.2, 0.25)
 """Where the choice of the weights begins; chosen on pseudo-unseen classes (docs/science.md)."""
 
@@ -62,27 +58,23 @@ class BestSettings:
     text_channels: int
     num_classes: int = 1000
     teacher_temperature: float = 3.0
-    name_temperature: float = 0.05
+    name_temperature: float = 0.035
+    name_regularisation: float = 1.0
     synonyms_share: float = 0.35
+    first_name_share: float = 0.5
+    prompt_share: float = 0.5
     taught_share: float = 0.2
     taught_regularisation: float = 1.0
     seen_temperature: float = 0.25
     seen_regularisation: float = 1.0
     max_seen_classes: int = 128
     class_share: float = 0.5
-    image_regularisation: float = 10.0
-    text_regularisation: float = 1.0
-    num_components: int = 200
-
-    @property
-    def components(self) -> int:
-        """Canonical directions that exist."""
-        return min(self.num_components, self.image_channels, self.text_channels)
+    contrasted_width: int = 256
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Columns of each part, in the order of PARTS."""
-        return (self.num_classes, self.text_channels, self.max_seen_classes, self.components)
+        return (self.num_classes, self.text_channels, self.max_seen_classes, self.contrasted_width)
 
 
 class Best(AlignmentModel):
@@ -106,19 +98,13 @@ class Best(AlignmentModel):
             "head_weight": (classes, image),
             "head_bias": (classes,),
             "names": (classes, text),
-            "first_names": (classes, text),
             "image_mean": (image,),
             "text_mean": (text,),
-            "taught": (text, classes),
-            "taught_bias": (classes,),
             "image_seen": (image, seen),
             "image_seen_bias": (seen,),
             "text_seen": (text, seen),
             "text_seen_bias": (seen,),
-            "image_directions": (image, settings.components),
-            "text_directions": (text, settings.components),
             "image_named_mean": (classes,),
-            "text_named_means": (3, classes),
             "semantic_mean": (text,),
             "image_seen_mean": (seen,),
             "text_seen_mean": (seen,),
@@ -126,6 +112,19 @@ class Best(AlignmentModel):
         self.fitted = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape), requires_grad=False) for name, shape in shapes.items()}
         )
+        self.named_texts = NamedTexts(
+            text,
+            classes,
+            shares=(
+                settings.synonyms_share,
+                settings.first_name_share,
+                settings.prompt_share,
+                settings.taught_share,
+            ),
+            name_temperature=settings.name_temperature,
+            teacher_temperature=settings.teacher_temperature,
+        )
+        self.contrasted = Contrasted(ContrastedSettings(image, text, width=settings.contrasted_width))
         self.part_weights = nn.Parameter(torch.tensor(DEFAULT_WEIGHTS), requires_grad=False)
 
     @property
@@ -143,31 +142,20 @@ class Best(AlignmentModel):
             head_weight=head.weight_CF,
             head_bias=head.bias_C,
             names=head.name_CD,
-            first_names=head.first_name_CD,
         )
         logits_NC = self._logits(image_NF)
         image, text, teacher = (
             side_moments(side.numpy(), rows.class_N) for side in (image_NF, text_ND, logits_NC)
         )
-        image_FK, text_DK = canonical_directions(
-            image,
+        self._set(image_mean=image.mean_D, text_mean=text.mean_D)
+        self.named_texts.fit(
             text,
-            cross_covariance(image, text, class_share=settings.class_share),
-            regularisation=(settings.image_regularisation, settings.text_regularisation),
-            num_components=settings.components,
+            teacher,
+            (head.name_CD, head.first_name_CD, head.prompt_CD),
+            name_regularisation=settings.name_regularisation,
+            taught_regularisation=settings.taught_regularisation,
+            class_share=settings.class_share,
         )
-        self._set(
-            image_mean=image.mean_D, text_mean=text.mean_D, image_directions=image_FK, text_directions=text_DK
-        )
-        taught_DC = regression(
-            text,
-            cross_covariance(text, teacher, class_share=settings.class_share),
-            regularisation=settings.taught_regularisation,
-        )
-        # A regression's outputs are shrunk: they are given the spread of what they stand for.
-        spread = (text.rows_ND @ taught_DC).std(axis=0).mean()
-        scale = teacher.rows_ND.std(axis=0).mean() / max(spread, 1e-12)
-        self._set(taught=taught_DC * scale, taught_bias=teacher.mean_D)
         for name, side in (("image", image), ("text", text)):
             weight_DS, offset_S = discriminants(
                 side,
@@ -179,7 +167,9 @@ class Best(AlignmentModel):
             bias_S = torch.full((settings.max_seen_classes,), -torch.inf)
             bias_S[: len(offset_S)] = torch.from_numpy(offset_S).float()
             self._set(**{f"{name}_seen": torch.from_numpy(weight_DS), f"{name}_seen_bias": bias_S})
-        self._centre(image_NF, text_ND)
+        image_NF, text_ND = image_NF - self.fitted["image_mean"], text_ND - self.fitted["text_mean"]
+        self.contrasted.fit(rows, image_NF, text_ND)
+        self._centre(logits_NC, image_NF, text_ND)
 
     def set_part_weights(self, weights: Mapping[str, float]) -> None:
         """Weigh the parts, by name; the sum is made 1. Raises ConfigError for other names, or no positive weight."""
@@ -201,21 +191,16 @@ class Best(AlignmentModel):
                 self._shares(logits_BC) - fitted["image_named_mean"],
                 self._semantic(logits_BC) - fitted["semantic_mean"],
                 self._seen(centred_BF, "image") - fitted["image_seen_mean"],
-                centred_BF @ fitted["image_directions"],
+                self.contrasted.image(centred_BF),
             ]
         )
 
     def text_parts(self, mean_BD: Tensor) -> list[Tensor]:
         """Return the unit parts of captions' mean tokens [B, D], in the order of PARTS."""
-        fitted, settings = self.fitted, self.settings
+        fitted = self.fitted
         centred_BD = functional.normalize(mean_BD, dim=1) - fitted["text_mean"]
-        kinds = [
-            functional.normalize(kind_BC - mean_C, dim=1)
-            for kind_BC, mean_C in zip(self._named_texts(centred_BD), fitted["text_named_means"], strict=True)
-        ]
-        named_BC = settings.synonyms_share * kinds[0] + kinds[1] + settings.taught_share * kinds[2]
         seen_BS = self._seen(centred_BD, "text") - fitted["text_seen_mean"]
-        return _units([named_BC, centred_BD, seen_BS, centred_BD @ fitted["text_directions"]])
+        return _units([self.named_texts(centred_BD), centred_BD, seen_BS, self.contrasted.text(centred_BD)])
 
     def encode_image(self, regions_BRD: Tensor, *, noise: RowNoise | None = None) -> SideOutput:
         """Encode region features [B, R, image_channels] by their mean."""
@@ -240,13 +225,10 @@ class Best(AlignmentModel):
         """The settings as plain values, with "method"."""
         return {"method": "best", **asdict(self.settings)}
 
-    def _centre(self, image_NF: Tensor, text_ND: Tensor) -> None:
+    def _centre(self, logits_NC: Tensor, image_NF: Tensor, text_ND: Tensor) -> None:
         """Set the means that the parts are centred by: of the training rows, never of what is searched."""
-        logits_NC, fitted = self._logits(image_NF), self.fitted
-        image_NF, text_ND = image_NF - fitted["image_mean"], text_ND - fitted["text_mean"]
         self._set(
             image_named_mean=_mean(self._shares(logits_NC)),
-            text_named_means=torch.stack([_mean(kind_NC) for kind_NC in self._named_texts(text_ND)]),
             semantic_mean=_mean(self._semantic(logits_NC)),
             image_seen_mean=_mean(self._seen(image_NF, "image")),
             text_seen_mean=_mean(self._seen(text_ND, "text")),
@@ -257,16 +239,6 @@ class Best(AlignmentModel):
 
     def _shares(self, logits_BC: Tensor) -> Tensor:
         return torch.softmax(logits_BC / self.settings.teacher_temperature, dim=1).sqrt()
-
-    def _named_texts(self, centred_BD: Tensor) -> list[Tensor]:
-        """A text's shares of the teacher's classes: by names with synonyms, by first names, by what images taught."""
-        unit_BD = functional.normalize(centred_BD, dim=1)
-        shares = []
-        for which in ("names", "first_names"):
-            names_CD = self.fitted[which]
-            names_CD = functional.normalize(names_CD - names_CD.mean(0), dim=1)
-            shares.append(torch.softmax(unit_BD @ names_CD.T / self.settings.name_temperature, dim=1).sqrt())
-        return [*shares, self._shares(centred_BD @ self.fitted["taught"] + self.fitted["taught_bias"])]
 
     def _semantic(self, logits_BC: Tensor) -> Tensor:
         shares_BC = torch.softmax(logits_BC / self.settings.teacher_temperature, dim=1)

@@ -48,7 +48,7 @@ def build_network(architecture: Mapping[str, Any], *, seed: int = 0) -> Alignmen
 
 
 def is_fitted(architecture: Mapping[str, Any]) -> bool:
-    """Return whether the described model is fitted in closed form and not trained by gradient."""
+    """Return whether the described model is fitted at once and not trained step by step."""
     _, model_type = _method(architecture)
     return bool(model_type.is_fitted)
 

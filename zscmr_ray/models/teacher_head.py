@@ -23,12 +23,15 @@ from zscmr_ray.models.conse import class_name_vectors
 
 @dataclass(frozen=True, slots=True)
 class TeacherHead:
-    """logits = weight . mean region + bias; a unit sentence vector of each class's name with synonyms, one without."""
+    """logits = weight . mean region + bias; unit sentence vectors of each class: its name with synonyms, its first name
+    alone, and the first name in the prompt "a photo of a ...".
+    """
 
     weight_CF: Tensor
     bias_C: Tensor
     name_CD: Tensor
     first_name_CD: Tensor
+    prompt_CD: Tensor
 
 
 def read_teacher_head(image: ImageBackbone, text: TextBackbone) -> TeacherHead:
@@ -51,6 +54,7 @@ def read_teacher_head(image: ImageBackbone, text: TextBackbone) -> TeacherHead:
         bias_C.float(),
         class_name_vectors(text, image.class_names),
         class_name_vectors(text, first_names),
+        class_name_vectors(text, [f"a photo of a {name}" for name in first_names]),
     )
 
 
