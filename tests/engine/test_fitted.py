@@ -116,7 +116,7 @@ def test_it_is_deterministic_and_says_what_it_chose() -> None:
     assert set(one.selection["part_weights"]) == set(PARTS)
     assert one.selection["steps"] == 1
     assert one.selection["score"] > one.selection["chance"]
-    assert "part weights on 3 folds" in said.getvalue()
+    assert "best of 3 folds" in said.getvalue()
 
 
 def test_too_few_classes_keep_the_default_weights_and_say_so() -> None:
