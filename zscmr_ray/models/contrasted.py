@@ -88,7 +88,7 @@ class Contrasted(nn.Module):
             )
             logits_BB = _unit(image_BK) @ _unit(text_BK).T / settings.temperature
             optimizer.zero_grad(set_to_none=True)
-            contrast(logits_BB, class_N[batch_B]).backward()
+            contrast(logits_BB, class_N[batch_B]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         nets.requires_grad_(False)
@@ -109,7 +109,7 @@ def _net(channels: int, width: int) -> nn.Sequential:
 def _batches(num: int, settings: ContrastedSettings, generator: torch.Generator) -> Iterator[Tensor]:
     """The rows of every step; a rest too small for a contrast is left out."""
     for _ in range(settings.epochs):
-        for rows_B in torch.randperm(num, generator=generator).split(settings.batch_rows):
+        for rows_B in torch.split(torch.randperm(num, generator=generator), settings.batch_rows):
             if len(rows_B) >= MIN_BATCH:
                 yield rows_B
 
