@@ -115,7 +115,8 @@ def recalls(towers: Any, rows: EncodedRows) -> dict[str, Any]:
 
 def mean_recall(found: dict[str, Any], name: str) -> float:
     """R@1, mean of both directions."""
-    return statistics.mean(found[name][direction]["1"][0] for direction in found[name] if "_to_" in direction)
+    values: list[float] = [found[name][one]["1"][0] for one in ("image_to_text", "text_to_image")]
+    return statistics.mean(values)
 
 
 @torch.inference_mode()
