@@ -13,7 +13,7 @@ import multiprocessing
 import time
 
 from contract import report
-from train_overhead import CLASSES, IMAGE_CHANNELS, TOKEN_CHANNELS, make_source
+from train_overhead import Shape, make_source
 
 from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
@@ -34,9 +34,13 @@ def train(micro_batch_size: int | None) -> dict[str, list[float]]:
 
     torch.set_num_threads(1)
     config = vary(Config(), recipe="fgan", train={"global_batch_size": BATCH})
-    source = make_source(config)
+    shape = Shape(num_rows=BATCH)
+    source = make_source(config, shape, rank=0, num_workers=1)
     architecture = model_architecture(
-        config, image_channels=IMAGE_CHANNELS, text_channels=TOKEN_CHANNELS, num_classes=CLASSES
+        config,
+        image_channels=shape.image_channels,
+        text_channels=shape.token_channels,
+        num_classes=shape.classes,
     )
     step = AlignmentStep(build_model(architecture), micro_batch_size=micro_batch_size)
     engine = BareEngine(step, optim=config.optim, total_steps=STEPS)
