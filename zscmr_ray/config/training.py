@@ -63,7 +63,7 @@ class TrainSection(Section):
     activation_checkpointing: bool = setting(
         False,
         "speed",
-        "trained backbone blocks keep no activations: backward computes them again (less memory, a third slower)",
+        "trained backbone blocks keep no activations: backward computes them again (less memory, one more forward pass)",
     )
     activation_cache_bytes: int = setting(
         1_000_000_000,
