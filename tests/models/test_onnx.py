@@ -23,7 +23,9 @@ needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in exporting.PACKAGES),
     reason='the onnx extra is not installed: pip install -c constraints.txt -e ".[onnx]"',
 )
-CAPTIONS = ["one", "two words", "a b c d e f g h i j k l m n", "three words here"]
+LETTERS = "a b c d e f g h i j k l m n o p q r s t"
+# 10 and 20 tokens: ratio x length is whole there.
+CAPTIONS = ["one", "two words", LETTERS[:27], "three words here", LETTERS[:19], LETTERS]
 
 
 def make_encoder(

@@ -45,8 +45,9 @@ def num_selected(lengths_B: Tensor, *, ratio: float, rounding: Rounding = "ceil"
     k = 0 under 1 / ratio tokens. Returns int64 [B].
     """
     exact_B = lengths_B.to(torch.float64) * ratio
-    # 1e-9: 0.1 * 30 is 3.0000000000000004 in floating point, whose ceiling would be 4.
-    rounded_B = torch.ceil(exact_B - 1e-9) if rounding == "ceil" else torch.floor(exact_B + 1e-9)
+    # 0.1 * 30 is 3.0000000000000004 in floating point, whose ceiling would be 4. In ONNX the ratio is a float32: 0.1 * 10
+    # is 1.5e-8 too much there.
+    rounded_B = torch.ceil(exact_B - 1e-5) if rounding == "ceil" else torch.floor(exact_B + 1e-5)
     smallest = 0 if rounding == "released" else 1
     return torch.minimum(rounded_B.to(torch.int64).clamp_min(smallest), lengths_B.to(torch.int64))
 

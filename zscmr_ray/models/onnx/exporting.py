@@ -39,6 +39,9 @@ PROBES = (
     "a",
     "two words",
     "a short sentence about a picture",
+    # 10 tokens with and without a tokenizer's two marks: ratio x length is whole there.
+    "a red cat and a blue dog run",
+    "one two three four five six seven eight nine ten",
     "a longer sentence, with commas, numbers 1 2 3 and a few more words than the others have",
 )
 
