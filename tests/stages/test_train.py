@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-ZERO_2 = functools.partial(long_config, num_workers=2, zero_stage=2)
+ZERO_2 = functools.partial(long_config, num_epochs=75, num_workers=2, zero_stage=2)
 CHECKPOINT = ("config.json", "meta.json", "model.safetensors", "split.json")
 
 
