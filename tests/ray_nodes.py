@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from zscmr_ray.config import Config
+from zscmr_ray.config.base import Section
 
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
@@ -47,6 +48,7 @@ def words_of(config: Config) -> list[str]:
     return [
         f"--set={section}.{name}={value!r}"
         for section, settings in config
+        if isinstance(settings, Section)
         for name, value in settings
         if value != getattr(getattr(default, section), name)
     ]

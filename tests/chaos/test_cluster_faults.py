@@ -108,11 +108,12 @@ class Case:
         return {key: digest for key, digest in digests(self.store).items() if not key.endswith(MANIFEST)}
 
 
-def make_case(stage: str, reference: Config, run: str, trained: dict[str, str]) -> Case:
+def make_case(stage: str, request: pytest.FixtureRequest, run: str) -> Case:
     if stage == "train":
         config = vary(long_config(Path("unused")), recipe="fgan", data={"run_uri": run})
         write_pairs(config)
-        return Case(stage, config, trained)
+        return Case(stage, config, request.getfixturevalue("trained"))
+    reference: Config = request.getfixturevalue("reference")
     config = vary(reference, recipe="fgan", data={"run_uri": run}, embed={"model": reference.data.run_uri})
     return Case(stage, config, Case(stage, reference, {}).found())
 
@@ -195,15 +196,15 @@ def end_session(driver: subprocess.Popen[bytes]) -> None:
     ],
 )  # fmt: skip
 def test_a_fault_costs_time_only(
-    nodes: Cluster, reference: Config, trained: dict[str, str], tmp_path: Path, stage: str, fault: str
+    nodes: Cluster, request: pytest.FixtureRequest, tmp_path: Path, stage: str, fault: str
 ) -> None:
     nodes.mend(num_nodes=NUM_NODES)
-    survive(make_case(stage, reference, str(tmp_path / "run"), trained), nodes, fault, log=tmp_path / "log")
+    survive(make_case(stage, request, str(tmp_path / "run")), nodes, fault, log=tmp_path / "log")
 
 
 @pytest.mark.parametrize("stage", ["embed", "train"])
 def test_storage_that_dies(
-    nodes: Cluster, server: S3Server, reference: Config, trained: dict[str, str], tmp_path: Path, stage: str
+    nodes: Cluster, server: S3Server, request: pytest.FixtureRequest, tmp_path: Path, stage: str
 ) -> None:
     def restart(*_: object) -> None:
         server.kill()
@@ -211,7 +212,7 @@ def test_storage_that_dies(
         server.start()
 
     nodes.mend(num_nodes=NUM_NODES)
-    case = make_case(stage, reference, f"s3://faults/{stage}", trained)
+    case = make_case(stage, request, f"s3://faults/{stage}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAULTS, "storage", restart)
         survive(case, nodes, "storage", log=tmp_path / "log")
@@ -219,14 +220,14 @@ def test_storage_that_dies(
 
 @pytest.mark.parametrize("stage", ["preprocess", "embed", "train"])
 def test_a_node_that_is_cut_off(
-    server: S3Server, reference: Config, trained: dict[str, str], tmp_path: Path, stage: str
+    server: S3Server, request: pytest.FixtureRequest, tmp_path: Path, stage: str
 ) -> None:
     """Its processes go on without knowing, and write where the others write."""
     with network_namespace() as network, cluster(num_nodes=0, host=network.outside) as found:
         found.start_head(num_cpus=0)
         found.add_node(host=network.outside)
         node = found.add_node(host=network.inside, within=network.run)
-        case = make_case(stage, reference, str(tmp_path / "run"), trained)
+        case = make_case(stage, request, str(tmp_path / "run"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(FAULTS, "cut", lambda *_: network.cut())
             survive(case, found, "cut", log=tmp_path / "log", node=node)
