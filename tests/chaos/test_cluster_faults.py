@@ -146,7 +146,7 @@ def survive(case: Case, on: Cluster, fault: str, *, log: Path, node: Node | None
         wait_until(lambda: case.num_safe() > 0, driver, log)
         safe, since_s = case.num_safe(), time.monotonic()
         assert safe < 1 << 30, "the stage was over before the fault"
-        undo = FAULTS[fault](on, driver, node or on.nodes[-1], stack)
+        undo = FAULTS[fault](on, driver, node or busiest(on), stack)
         if undo is not None:
             undo()
         if fault in {"head", "driver"}:
@@ -161,12 +161,19 @@ def survive(case: Case, on: Cluster, fault: str, *, log: Path, node: Node | None
             if code != 3:
                 break
             code = on.drive(case.stage, case.config, log=log).wait(STAGE_LIMIT_S)
+        whole_s = time.monotonic() - since_s
     assert code == 0, log.read_text()[-4000:]
     check(case)
     assert recovery_s < RECOVERY_LIMIT_S
     kept = "weights" if case.stage == "train" else "rows"
     again = "same command" if fault in {"head", "driver"} else "by itself"
-    note_row("chaos", [case.stage, WORDS[fault], f"0 {kept} lost, 0 doubled", f"{recovery_s:.0f} s, {again}"])
+    times = f"{recovery_s:.0f} s, all of it {whole_s:.0f} s, {again}"
+    note_row("chaos", [case.stage, WORDS[fault], f"0 {kept} lost, 0 doubled", times])
+
+
+def busiest(on: Cluster) -> Node:
+    """The node, not the head, with the most workers."""
+    return max(on.nodes[1:], key=lambda node: len(node.workers()))
 
 
 def check(case: Case) -> None:
