@@ -43,7 +43,8 @@ chaos: $(STAMP)
 # Each prints one JSON line and writes benchmarks/results/<name>.json. Run it on an otherwise idle machine.
 bench: $(STAMP)
 	set -e; for file in topk_operator search_batch search_ann train_overhead preprocess_throughput \
-		embed_decode_bound embed_encode_bound embed_shards gpu_train gpu_embed evaluate_scale topk_estimator scheduling_cost \
+		embed_decode_bound embed_encode_bound embed_shards serve_latency serve_batcher serve_overload \
+		gpu_train gpu_embed evaluate_scale topk_estimator scheduling_cost \
 		grad_cache; do \
 		$(EXPORT) $(BIN)/python benchmarks/$$file.py; done
 

@@ -9,55 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 from ray import serve
 
-from tests.embeddings_run import COLOURS, item_ids, jpeg, write_embeddings
+from tests.embeddings_run import item_ids, jpeg, write_embeddings
+from tests.serving.served import NUM_ITEMS, free_port, make_served_run
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
-from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, ServingError
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import base_url, build_app, open_service, running, start
-from zscmr_ray.serving.encoder import ModelEncoder
 from zscmr_ray.serving.releases import check_servable
-from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.index import run_index
 
-NUM_ITEMS = 6
 KEY = "only for this test"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def served_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run whose embeddings really come from its checkpoint's encoder."""
-    folder = tmp_path_factory.mktemp("served")
-    config = vary(small_config(str(folder)), recipe="fgan", serve={"port": free_port()})
-    meta = write_checkpoint(config)
-    encoder = ModelEncoder(find_model("checkpoint", own=stage_store(config, "train")), max_pixels=1_000_000)
-    pictures = [encoder.decode(jpeg(COLOURS[n % 3])) for n in range(NUM_ITEMS)]
-    captions = [f"caption {c} of item {n}" for n in range(NUM_ITEMS) for c in range(2)]
-    write_embeddings(
-        config,
-        num_items=NUM_ITEMS,
-        fingerprints=(meta.fingerprint, meta.fingerprint),
-        blocks=[block.model_dump() for block in meta.blocks],
-        vectors={
-            "image": encoder.encode_images(pictures).astype(np.float16),
-            "text": encoder.encode_texts(captions).astype(np.float16),
-        },
-    )
-    run_index(config)
-    return config
+    return make_served_run(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

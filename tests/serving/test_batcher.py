@@ -118,3 +118,24 @@ def test_a_request_whose_deadline_passed_in_the_queue_is_never_run() -> None:
         batches.close()
 
     asyncio.run(scenario())
+
+
+def test_what_would_wait_too_long_is_refused_and_an_empty_queue_takes_anything() -> None:
+    async def scenario() -> None:
+        run = Recorder()
+        batches = Batcher(run, name="test", max_batch_size=1, max_queued=100, max_queue_s=1.0)
+        first = await first_runs(run, batches)
+        # As if recent items had taken ten seconds each.
+        batches._item_s = 10.0
+        second = asyncio.ensure_future(batches.submit(1))
+        await asyncio.sleep(0)
+        assert batches.expected_wait_s() > 1.0
+        assert batches.busy_s() > 0
+        with pytest.raises(QueueFullError):
+            await batches.submit(2)
+        run.go.set()
+        assert await asyncio.gather(first, second) == [0, 2]
+        assert batches.busy_s() == 0
+        batches.close()
+
+    asyncio.run(scenario())

@@ -12,8 +12,9 @@ import pytest
 
 from tests.embeddings_run import FINGERPRINT, run_config, unit_vectors, write_embeddings
 from tests.serving.conftest import FakeEncoder
+from zscmr_ray.cli.service import change_live
 from zscmr_ray.config import Config, ServeSection
-from zscmr_ray.errors import DataError, RefusedError
+from zscmr_ray.errors import ConfigError, DataError, RefusedError
 from zscmr_ray.manifest import require_manifest
 from zscmr_ray.serving import releases as releases_module
 from zscmr_ray.serving import version as version_module
@@ -227,3 +228,20 @@ def test_an_unknown_index_is_refused(live: tuple[LiveIndexes, SearchService, Met
     with pytest.raises(ProblemError, match="no such index"):
         asyncio.run(service.search(SearchRequest(query=Query(text="a"), index="other")))
     assert np.isfinite(service.busy_s())
+
+
+def test_the_command_changes_what_is_live_and_says_so(
+    run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = build_index(run, seed=1)
+    change_live(run, reload=True, reload_from=None, rollback=False)
+    other = run_config(tmp_path / "other")
+    second = build_index(other, seed=2)
+    change_live(run, reload=True, reload_from=other.data.run_uri, rollback=False)
+    change_live(run, reload=False, reload_from=None, rollback=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("live: ")]
+    assert [line.split("index ")[1][:12] for line in lines] == [first[:12], second[:12], first[:12]]
+    with pytest.raises(ConfigError, match="one change"):
+        change_live(run, reload=True, reload_from=None, rollback=True)
+    with pytest.raises(ConfigError, match="--from"):
+        change_live(run, reload=False, reload_from="x", rollback=False)

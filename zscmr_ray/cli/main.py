@@ -17,6 +17,7 @@ from zscmr_ray.cli.doctor import doctor
 from zscmr_ray.cli.estimate import estimate, print_estimate
 from zscmr_ray.cli.export import export
 from zscmr_ray.cli.index import index
+from zscmr_ray.cli.service import serve
 from zscmr_ray.cli.session import exit_code_of, prepare_environment
 from zscmr_ray.cli.stages import PIPELINE, plan, run_stages
 from zscmr_ray.cli.submit import submit
@@ -134,39 +135,7 @@ _stage_command(
 )
 
 
-@app.command()
-def serve(
-    config: opt.ConfigFile = None,
-    overrides: opt.Overrides = None,
-    run: opt.RunDirectory = None,
-    address: opt.Address = None,
-    reload: Annotated[
-        bool, typer.Option("--reload", help="Make the run's index and model live in its running service.")
-    ] = False,
-    reload_from: Annotated[
-        str | None, typer.Option("--from", help="With --reload: another run whose index and model go live.")
-    ] = None,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Make the release before the live one live again.")
-    ] = False,
-    dry_run: opt.DryRun = False,
-) -> None:
-    """Serve search over HTTP until interrupted, or change what a running service answers from.
-
-    Example: `zscmr serve --run runs/mine --set serve.port=8000`, then open http://127.0.0.1:8000
-
-    After another `zscmr index`: `zscmr serve --run runs/mine --reload`; back: `--rollback`. No request is lost.
-    """
-    from zscmr_ray.cli.service import change_live, serve_until_interrupted
-
-    loaded = opt.configure(config, "fgan", overrides, run=run, address=address)
-    if dry_run:
-        typer.echo("\n".join(plan(loaded.config, ("train", "index"))))
-        return
-    if reload or rollback or reload_from is not None:
-        change_live(loaded.config, reload=reload, reload_from=reload_from, rollback=rollback)
-        return
-    serve_until_interrupted(loaded.config)
+app.command()(serve)
 
 
 @app.command()

@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
+from zscmr_ray.cli import options as opt
 from zscmr_ray.cli.session import ray_session
+from zscmr_ray.cli.stages import plan
 from zscmr_ray.config import Config
 from zscmr_ray.errors import ConfigError
+
+
+def serve(
+    config: opt.ConfigFile = None,
+    overrides: opt.Overrides = None,
+    run: opt.RunDirectory = None,
+    address: opt.Address = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Make the run's index and model live in its running service.")
+    ] = False,
+    reload_from: Annotated[
+        str | None, typer.Option("--from", help="With --reload: another run whose index and model go live.")
+    ] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the release before the live one live again.")
+    ] = False,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Serve search over HTTP until interrupted, or change what a running service answers from.
+
+    Example: `zscmr serve --run runs/mine --set serve.port=8000`, then open http://127.0.0.1:8000
+
+    After another `zscmr index`: `zscmr serve --run runs/mine --reload`; back: `--rollback`. No request is lost.
+    """
+    loaded = opt.configure(config, "fgan", overrides, run=run, address=address)
+    if dry_run:
+        typer.echo("\n".join(plan(loaded.config, ("train", "index"))))
+        return
+    if reload or rollback or reload_from is not None:
+        change_live(loaded.config, reload=reload, reload_from=reload_from, rollback=rollback)
+        return
+    serve_until_interrupted(loaded.config)
 
 
 def serve_until_interrupted(config: Config) -> None:

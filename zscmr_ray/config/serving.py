@@ -59,6 +59,12 @@ class ServeSection(Section):
         "a request that would wait longer than this in the replica is refused at once with 503",
         ge=1,
     )
+    max_picture_queue_ms: int = setting(
+        100,
+        "speed",
+        "the same for pictures, of which a few fill a replica; it bounds how much slower answers get under overload",
+        ge=1,
+    )
     text_cache_size: int = setting(
         4096,
         "speed",

@@ -52,7 +52,7 @@ class LocalEncoding:
 
     def __init__(self, encoder: Encoder, settings: ServeSection, metrics: Metrics) -> None:
         self._encoder, self._metrics = encoder, metrics
-        self._max_queue_s = settings.max_queue_ms / 1000
+        self._max_picture_queue_s = settings.max_picture_queue_ms / 1000
         self._decoding = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="zscmr-decode")
         self._pictures_decoding = 0
         self._texts: Batcher[str, FloatArray] = Batcher(
@@ -60,7 +60,7 @@ class LocalEncoding:
             name="encode_text",
             max_batch_size=settings.max_batch_size,
             max_queued=settings.max_queued_requests,
-            max_queue_s=self._max_queue_s,
+            max_queue_s=settings.max_queue_ms / 1000,
             metrics=metrics,
         )
         self._images: Batcher[Pixels, FloatArray] = Batcher(
@@ -89,10 +89,10 @@ class LocalEncoding:
         return await self._images.submit(pixels)
 
     def may_take_picture(self) -> bool:
-        """Whether those before it, decoding included, would let it begin within serve.max_queue_ms."""
+        """Whether those before it, decoding included, would let it begin within serve.max_picture_queue_ms."""
         ahead = self._pictures_decoding
         wait_s = self._images.expected_wait_s() + ahead * self._images.item_s
-        return (self._images.is_queue_empty and not ahead) or wait_s <= self._max_queue_s
+        return (self._images.is_queue_empty and not ahead) or wait_s <= self._max_picture_queue_s
 
     def busy_s(self) -> float:
         """How long the longer of the two running batches has run."""

@@ -238,8 +238,11 @@ class SearchService:
 
     def _queue_full(self) -> ProblemError:
         self.metrics.refused("queue")
+        settings = self._settings
         return _busy(
-            "the queue is full", f"a wait of at most serve.max_queue_ms = {self._settings.max_queue_ms}"
+            "the queue is full",
+            f"a wait of at most serve.max_queue_ms = {settings.max_queue_ms}, for a picture "
+            f"serve.max_picture_queue_ms = {settings.max_picture_queue_ms}",
         )
 
 

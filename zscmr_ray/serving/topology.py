@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from starlette.types import ASGIApp
 
-from zscmr_ray.config import Config
+from zscmr_ray.config import Config, ServeSection
 from zscmr_ray.config.load import load_config
 from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.errors import ConfigError
@@ -49,6 +49,7 @@ from zscmr_ray.stages import stage_store
 from zscmr_ray.storage import Store
 
 APP_NAME = "zscmr"
+_WIDTHS = ("num_replicas", "max_replicas", "target_ongoing_requests", "num_encoders", "max_encoders")
 
 
 class SearchDeployment(Replica):
@@ -165,6 +166,9 @@ def build_app(config: Config) -> serve.Application:
     # A replica's working directory may be another one.
     values = config.model_dump(mode="json")
     values["data"]["run_uri"] = Store(config.data.run_uri).uri
+    # How many there are is no replica's business: a service that is made wider or narrower keeps its processes.
+    for name in _WIDTHS:
+        values["serve"][name] = ServeSection.model_fields[name].default
     values["serve"]["indexes"] = {name: Store(uri).uri for name, uri in settings.indexes.items()}
     values["embed"]["model"] = find_model(config.embed.model, own=stage_store(config, "train")).name
     ingress = _deployed(

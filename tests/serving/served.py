@@ -1,0 +1,47 @@
+"""A small run that can really be served: tiny backbones, a checkpoint, and an index of its own encoder's vectors."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.embeddings_run import COLOURS, jpeg, write_embeddings
+from tests.stages.small_run import small_config, write_checkpoint
+from zscmr_ray.config import Config
+from zscmr_ray.engine.vector_model import find_model
+from zscmr_ray.recipes import vary
+from zscmr_ray.serving.encoder import ModelEncoder
+from zscmr_ray.stages import stage_store
+from zscmr_ray.stages.index import run_index
+
+NUM_ITEMS = 6
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_served_run(folder: Path, *, num_items: int = NUM_ITEMS, **serve: Any) -> Config:
+    """Write the run; `serve` = settings of the service."""
+    config = vary(small_config(str(folder)), recipe="fgan", serve={"port": free_port(), **serve})
+    meta = write_checkpoint(config)
+    encoder = ModelEncoder(find_model("checkpoint", own=stage_store(config, "train")), max_pixels=1_000_000)
+    pictures = [encoder.decode(jpeg(COLOURS[n % 3])) for n in range(num_items)]
+    captions = [f"caption {c} of item {n}" for n in range(num_items) for c in range(2)]
+    write_embeddings(
+        config,
+        num_items=num_items,
+        fingerprints=(meta.fingerprint, meta.fingerprint),
+        blocks=[block.model_dump() for block in meta.blocks],
+        vectors={
+            "image": encoder.encode_images(pictures).astype(np.float16),
+            "text": encoder.encode_texts(captions).astype(np.float16),
+        },
+    )
+    run_index(config)
+    return config
