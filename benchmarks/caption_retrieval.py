@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ def main(pairs_uri: str) -> None:
     store = Store(pairs_uri)
     manifest = require_pairs(store)
     features = read_features(store, manifest)
+    # Classes play no part: with `person` for a class, same-class positives would make most captions right for most pictures.
+    features = replace(features, labels=[()] * len(features))
     test = features.select(np.flatnonzero(features.partition == "test"))
     found: dict[str, Any] = {}
     # The baselines are fitted on the train rows, which the models' tables of test rows do not hold.
