@@ -83,7 +83,7 @@ def run_and_measure(root: Path, *, num_shards: int, seconds: float) -> list[tupl
     found = growth(samples, seconds=seconds)
     for pid, (mb, fraction) in found.items():
         print(f"{names[pid]}: {samples[pid][-1][1] >> 10} MB, {mb:+.2f} MB = {fraction:+.4%} a minute")
-    # The driver, and at the least one encoder and one decode worker.
+    # The driver, and at the least two workers.
     assert len(found) >= 3
     return list(found.values())
 
