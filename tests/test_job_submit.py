@@ -135,6 +135,18 @@ def _zscmr_submit(environment: dict[str, str], *arguments: str) -> subprocess.Po
     )
 
 
+def _stopper(environment: dict[str, str], job: str) -> subprocess.Popen[str]:
+    """`ray job stop`, its imports done, waiting for a line to begin: a training is over in seconds."""
+    program = (
+        "import sys; from ray.scripts.scripts import main; from ray.dashboard.modules.job import cli; "
+        f"sys.stdin.readline(); sys.argv = ['ray', 'job', 'stop', {job!r}]; main()"
+    )
+    command = [PYTHON, "-c", program]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_stopped_job_goes_on_and_ends_with_the_weights_of_an_undisturbed_one(
@@ -145,16 +157,17 @@ def test_a_stopped_job_goes_on_and_ends_with_the_weights_of_an_undisturbed_one(
     write_pairs(long_config(stopped))
     settings = [*_settings(long_config(stopped)), f"--set=data.pairs_uri={stopped / 'pairs'}"]
     first = _zscmr_submit(cluster, "--run", str(stopped), *settings)
+    assert first.stdout is not None
+    job = re.search(r"--submission-id (\S+)", first.stdout.readline())
+    assert job is not None
+    stopper = _stopper(cluster, job.group(1))
     deadline_s = time.monotonic() + JOB_LIMIT_S
     while not list((stopped / "checkpoint" / "engine").glob(f"*/{COMPLETE}")):
         assert first.poll() is None and time.monotonic() < deadline_s, first.communicate()[0]
         time.sleep(0.02)
-    assert first.stdout is not None
-    job = re.search(r"--submission-id (\S+)", first.stdout.readline())
-    assert job is not None
-    done = subprocess.run([RAY, "job", "stop", job.group(1)], env=cluster, capture_output=True, check=False)
+    stopper.communicate("now\n", timeout=JOB_LIMIT_S)
     said = first.communicate(timeout=JOB_LIMIT_S)[0]
-    assert done.returncode == 0 and first.returncode == 130, said
+    assert stopper.returncode == 0 and first.returncode == 130, said
     assert "was stopped" in said and "exit code: 0" not in said
     assert read_manifest(Store(stopped / "checkpoint")) is None
     for run in (stopped, whole):

@@ -133,7 +133,7 @@ def test_static_tokens_of_minilm_are_its_word_pieces() -> None:
     found = static(["a red dog", "", "one two three four five six seven eight"])
     assert found.lengths_B.tolist() == [3, 1, 6]
     ids = contextual.tokenize(["a red dog"]).ids_BL[0, 1:-1]
-    torch.testing.assert_close(found.tokens_BLD[0, :3], contextual.words[ids])
+    torch.testing.assert_close(found.tokens_BLD[0, :3], contextual.embeddings.words[ids])
     assert static.id == "static:minilm" and static.weights_sha256 != contextual.weights_sha256
     again = static(["dog a red"]).tokens_BLD[0]
     torch.testing.assert_close(again[[1, 2, 0]], found.tokens_BLD[0, :3])

@@ -55,6 +55,8 @@ def run_index(config: Config, *, overwrite: bool = False, update: Update | None 
     key = StageKey(stage=STAGE, config=config.stage_config("index"), input_fingerprint=embeddings.fingerprint)
     with open_stage(target, key, overwrite=overwrite, update=update) as claim:
         if claim.complete is not None:
+            # Also after a kill between the manifest and the deletion below.
+            target.delete_tree(BUILT)
             return index_result(target, claim.complete, skipped=True)
         manifest = _build(config, source, embeddings, claim)
         claim.finish(manifest)
