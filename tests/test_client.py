@@ -242,7 +242,8 @@ def test_the_async_client_is_the_same_client(monkeypatch: pytest.MonkeyPatch) ->
                 await asked.search()
 
     asyncio.run(scenario())
-    assert 2.0 <= slept[0] <= 3.0
+    # Other loops of this process may sleep as well.
+    assert any(2.0 <= seconds <= 3.0 for seconds in slept)
     assert json.loads(seen[0].content)["index"] == "other"
     assert seen[0].headers["authorization"] == "Bearer k"
 

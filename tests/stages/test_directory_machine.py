@@ -33,7 +33,8 @@ from zscmr_ray.stages.status import stage_status, status_lines
 from zscmr_ray.stages.verify import verify_run
 from zscmr_ray.storage import Store
 
-MODES = ("plain", "overwrite", *Update)
+# The updates of preprocess and embed; the index has more, of its own.
+MODES = ("plain", "overwrite", Update.APPEND, Update.RETRY)
 Input = dict[str, Content]
 # Before which change of anything on disk a driver dies; most live.
 DEATHS = st.none() | st.integers(0, 70)

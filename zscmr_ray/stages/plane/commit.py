@@ -137,7 +137,10 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
 def try_commits(to: Commits, work: Iterable[tuple[Shard, Sequence[ChunkResult]]]) -> CommitOutcomes:
     """Commit parts and delete their chunks; what makes that impossible for one is returned, a lost lease raised."""
     work = list(work)
-    with ThreadPoolExecutor(min(_THREADS, 1 + len(work) // _SHARDS_PER_THREAD)) as pool:
+    num_threads = min(_THREADS, 1 + len(work) // _SHARDS_PER_THREAD)
+    if num_threads == 1:
+        return [(shard.part, _try_commit(to, shard, results)) for shard, results in work]
+    with ThreadPoolExecutor(num_threads) as pool:
         outcomes = list(pool.map(lambda one: _try_commit(to, *one), work))
     return [(shard.part, outcome) for (shard, _), outcome in zip(work, outcomes, strict=True)]
 
