@@ -134,14 +134,11 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
     return commit
 
 
-def try_commits(to: Commits, work: Iterable[tuple[Shard, Sequence[ChunkResult]]]) -> CommitOutcomes:
-    """Commit parts and delete their chunks; what makes that impossible for one is returned, a lost lease raised."""
-    work = list(work)
-    num_threads = min(_THREADS, 1 + len(work) // _SHARDS_PER_THREAD)
-    if num_threads == 1:
-        return [(shard.part, _try_commit(to, shard, results)) for shard, results in work]
-    with ThreadPoolExecutor(num_threads) as pool:
-        outcomes = list(pool.map(lambda one: _try_commit(to, *one), work))
+def try_commits(to: Commits, work: Sequence[tuple[Shard, Sequence[ChunkResult]]]) -> CommitOutcomes:
+    """Commit parts, few in order, and delete their chunks; what prevents one is returned, a lost lease raised."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        apply = pool.map if len(work) >= _SHARDS_PER_THREAD else map
+        outcomes = list(apply(lambda one: _try_commit(to, *one), work))
     return [(shard.part, outcome) for (shard, _), outcome in zip(work, outcomes, strict=True)]
 
 
