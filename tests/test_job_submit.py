@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.pairs_run import write_pairs
+from tests.ray_nodes import free_ports
 from tests.stages.corpus import good_samples, write_tar
 from tests.stages.train_process import long_config
 from zscmr_ray.config import Config
@@ -29,20 +29,10 @@ START_LIMIT_S = 90
 JOB_LIMIT_S = 200
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """A head with a dashboard on loopback; ended by its pid. Yields the environment of its clients."""
-    port, dashboard, client, agent = _free_ports(4)
+    port, dashboard, client, agent = free_ports(4)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory(prefix="zj", ignore_cleanup_errors=True) as folder:

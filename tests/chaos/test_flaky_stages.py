@@ -94,7 +94,10 @@ def test_storage_that_stays_away_ends_the_stage_with_a_clear_error(
     config = upload(corpus, f"{s3_bucket}/away")
     proxy.use(Plan(script=[None] * 60, always=Fault.SLOW_DOWN_503))
     # A driver whose storage is away cannot give back its lease: it is its process's end that does. Hence two lives.
-    with living(Life()), pytest.raises(StorageError, match=r"503\)?; 12 attempts") as caught:
+    with (
+        living(Life()),
+        pytest.raises(StorageError, match=r"(SlowDown \(503\)|: 503); 12 attempts") as caught,
+    ):
         run_preprocess(config)
     assert caught.value.exit_code == 3
     # Not every shard waits in vain for as long as the storage is given.
