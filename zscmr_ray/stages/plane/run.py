@@ -126,7 +126,8 @@ def run_plane(
         outcome = _execute(job, tasks, to, reporter, executor, ledger)
         commits |= outcome.commits
         failures |= outcome.failures
-        pending = [shard for shard in pending if shard.part not in commits.keys() | failures.keys()]
+        known = commits.keys() | failures.keys()
+        pending = [shard for shard in pending if shard.part not in known]
         if is_retry:
             failures |= {shard.part: Failure("missing", "chunks never arrived") for shard in pending}
             break
