@@ -14,24 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from tests.chaos.load import Load
 from tests.chaos.tables import note_row
-from tests.embeddings_run import COLOURS, jpeg, write_embeddings
 from tests.pairs_run import write_pairs
 from tests.ray_nodes import START_LIMIT_S, Cluster, cluster, free_ports
+from tests.serving.served import make_served_run
 from tests.stages.corpus import corpus_config, good_samples, write_tar
-from tests.stages.small_run import small_config, write_checkpoint
+from tests.stages.small_run import write_checkpoint
 from tests.stages.train_process import long_config
-from zscmr_ray.client import Client
 from zscmr_ray.config import Config
-from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.manifest import MANIFEST
 from zscmr_ray.recipes import vary
-from zscmr_ray.serving.encoder import ModelEncoder
 from zscmr_ray.stages import stage_store
-from zscmr_ray.stages.index import run_index
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -161,27 +157,6 @@ def training(folder: Path) -> Config:
     return vary(config, recipe="fgan", train={"num_workers": 2, "checkpoint_every_steps": 20})
 
 
-def searchable(folder: Path) -> Config:
-    """An index whose vectors come from its checkpoint's encoder, so that a replica serves text."""
-    config = small_config(str(folder))
-    meta = write_checkpoint(config)
-    encoder = ModelEncoder(find_model("checkpoint", own=stage_store(config, "train")), max_pixels=1_000_000)
-    pictures = [encoder.decode(jpeg(colour)) for colour in COLOURS]
-    captions = [f"caption {number} of item {item}" for item in range(3) for number in range(2)]
-    write_embeddings(
-        config,
-        num_items=3,
-        fingerprints=(meta.fingerprint, meta.fingerprint),
-        blocks=[block.model_dump() for block in meta.blocks],
-        vectors={
-            "image": encoder.encode_images(pictures).astype(np.float16),
-            "text": encoder.encode_texts(captions).astype(np.float16),
-        },
-    )
-    run_index(config)
-    return config
-
-
 @pytest.mark.parametrize(("stage", "prepare"), [("embed", embedding), ("train", training)])
 def test_work_that_waits_brings_nodes_and_idle_ones_go(
     cloud: Cluster, watch: Watch, tmp_path: Path, stage: str, prepare: Callable[[Path], Config]
@@ -202,16 +177,10 @@ def test_work_that_waits_brings_nodes_and_idle_ones_go(
 
 def test_replicas_bring_nodes_and_no_request_fails(cloud: Cluster, watch: Watch, tmp_path: Path) -> None:
     """One replica a node: load makes them three, and when it ends they are one again."""
-    base = searchable(tmp_path)
-    (port,) = free_ports(1)
-    config = vary(
-        base,
-        recipe="fgan",
-        serve={"port": port, "num_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1.0},
-    )
+    config = make_served_run(tmp_path, num_replicas=1, max_replicas=3, target_ongoing_requests=1.0)
     began_s = watch.now_s()
     driver = cloud.drive("serve", config, log=tmp_path / "log")
-    load = Load(f"http://127.0.0.1:{port}")
+    load = Load(f"http://127.0.0.1:{config.serve.port}")
     try:
         watch.wait_for(lambda: load.is_ready() or driver.poll() is not None)
         assert driver.poll() is None, (tmp_path / "log").read_text()[-4000:]
@@ -229,39 +198,3 @@ def test_replicas_bring_nodes_and_no_request_fails(cloud: Cluster, watch: Watch,
     said = f"3 replicas after {loaded_s - began_s:.0f} s; {load.num_done:,} requests, 0 failed"
     watch.wait_for(lambda: watch.num_nodes == 0)
     note_row("autoscaling", ["serve", "0 -> 1 -> 3 -> 1 -> 0", watch.after(began_s), said])
-
-
-class Load:
-    """Clients that ask one after the other, each in a thread; what fails is kept."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.failures, self.num_done = url, list[str](), 0
-        self._ends: list[threading.Event] = []
-        self._threads: list[threading.Thread] = []
-
-    def is_ready(self) -> bool:
-        with Client(self.url) as client:
-            return client.ready(wait_s=0.5)
-
-    def begin(self, count: int) -> None:
-        for _ in range(count):
-            ended = threading.Event()
-            thread = threading.Thread(target=self._ask, args=(ended,))
-            self._ends.append(ended)
-            self._threads.append(thread)
-            thread.start()
-
-    def end(self, count: int) -> None:
-        for ended in self._ends[:count]:
-            ended.set()
-        for thread in self._threads[:count]:
-            thread.join()
-
-    def _ask(self, ended: threading.Event) -> None:
-        with Client(self.url) as client:
-            while not ended.is_set():
-                try:
-                    client.search(text="caption 1 of item 2", k=3)
-                except Exception as error:
-                    self.failures.append(f"{type(error).__name__}: {error}")
-                self.num_done += 1

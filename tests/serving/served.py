@@ -26,8 +26,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_served_run(folder: Path, *, num_items: int = NUM_ITEMS, **serve: Any) -> Config:
-    """Write the run; `serve` = settings of the service."""
+def make_served_run(folder: Path | str, *, num_items: int = NUM_ITEMS, **serve: Any) -> Config:
+    """Write the run to a folder or URI; `serve` = settings of the service."""
     config = vary(small_config(str(folder)), recipe="fgan", serve={"port": free_port(), **serve})
     meta = write_checkpoint(config)
     encoder = ModelEncoder(find_model("checkpoint", own=stage_store(config, "train")), max_pixels=1_000_000)

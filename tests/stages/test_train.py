@@ -1,32 +1,21 @@
-"""The train stage on a real Ray: a checkpoint from pairs, errors unwrapped, and kills that change no byte."""
+"""The train stage on a real Ray: a checkpoint from pairs, the same from two workers, errors unwrapped."""
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.engine.rank_process import run_ranks
 from tests.pairs_run import PairsSpec, tiny_config, write_pairs
-from tests.stages.train_process import long_config
+from tests.stages.train_process import long_config, parts_of, trained_run
 from zscmr_ray.claim import open_stage
 from zscmr_ray.data.splits import make_class_split
 from zscmr_ray.engine.bare import BareEngine
 from zscmr_ray.engine.checkpoint import load_checkpoint
-from zscmr_ray.engine.collectives import rank
-from zscmr_ray.engine.deepspeed import DeepSpeedEngine
-from zscmr_ray.engine.resume import COMPLETE
 from zscmr_ray.engine.step import StepInputs
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
-from zscmr_ray.manifest import StageKey, require_manifest
+from zscmr_ray.manifest import StageKey
 from zscmr_ray.stages.train import cause_of, check_cluster, finish, keep_split, plan_training, run_train
 from zscmr_ray.stages.train_loop import TrainJob, train_worker
 from zscmr_ray.storage import Store
@@ -36,35 +25,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-ZERO_2 = functools.partial(long_config, num_epochs=75, num_workers=2, zero_stage=2)
 CHECKPOINT = ("config.json", "meta.json", "model.safetensors", "split.json")
-
-
-def parts_of(run: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in (run / "pairs").glob("part-*")))
-
-
-def checkpoint_bytes(run: Path) -> dict[str, bytes]:
-    """The checkpoint's files; config.json holds the run's folder, which differs between runs."""
-    files = {name: (run / "checkpoint" / name).read_bytes() for name in CHECKPOINT}
-    return {name: data.replace(str(run).encode(), b"RUN") for name, data in files.items()}
-
-
-def wait_for_state(run: Path, *, timeout_s: float = 120.0) -> None:
-    """Wait until a resumable state is whole."""
-    deadline_s = time.monotonic() + timeout_s
-    while not list((run / "checkpoint" / "engine").glob(f"*/{COMPLETE}")):
-        assert time.monotonic() < deadline_s, "no resumable state was written"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("whole")
-    write_pairs(long_config(run))
-    result = run_train(long_config(run))
-    assert not result.skipped
-    return run
+    return trained_run(tmp_path_factory.getbasetemp() / "trained")
 
 
 @pytest.mark.ray
@@ -93,57 +59,6 @@ def test_the_checkpoint_is_whole_and_a_second_run_returns_at_once(undisturbed: P
 def test_other_settings_are_refused(undisturbed: Path) -> None:
     with pytest.raises(RefusedError, match=r"optim\.max_epochs: 150 -> 151"):
         run_train(long_config(undisturbed, num_epochs=151))
-
-
-def train_without_ray(run: str) -> None:
-    """One rank of two under ZeRO 2."""
-    os.environ["LOCAL_RANK"] = str(rank())
-    config = ZERO_2(Path(run))
-    pairs, parts = Store(f"{run}/pairs"), parts_of(Path(run))
-    split, _ = plan_training(config, pairs, parts)
-    job = TrainJob(
-        config, split, pairs, parts, require_manifest(pairs, "preprocess").info, Store(f"{run}/whole")
-    )
-    train_worker(job, make_engine=lambda step, total: DeepSpeedEngine(step, config=config, total_steps=total))
-
-
-@pytest.mark.ray
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(ray_local: None, tmp_path: Path) -> None:
-    """Of two workers under ZeRO 2; the undisturbed run is two plain processes."""
-    config = ZERO_2(tmp_path)
-    write_pairs(config)
-    run_ranks(train_without_ray, 2, str(tmp_path))
-    killed: list[int] = []
-
-    def kill() -> None:
-        wait_for_state(tmp_path)
-        # TensorBoard's event files carry the worker's process id in their names.
-        (events,) = (tmp_path / "checkpoint" / "tensorboard").glob("events*")
-        killed.append(int(events.name.split(".")[-2]))
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    run_train(config)
-    killer.join()
-    assert killed
-    lines = (tmp_path / "checkpoint" / "metrics.jsonl").read_text()
-    assert '"event": "resumed"' in lines
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("checkpoint", "whole")]
-    assert weights[0] == weights[1]
-
-
-@pytest.mark.ray
-def test_a_killed_driver_goes_on_and_the_weights_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
-    write_pairs(long_config(tmp_path))
-    command = [sys.executable, "-m", "tests.stages.train_process", long_config(tmp_path).model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        wait_for_state(tmp_path)
-        driver.kill()
-    assert not (tmp_path / "checkpoint" / "manifest.json").exists()
-    run_train(long_config(tmp_path))
-    assert '"event": "resumed"' in (tmp_path / "checkpoint" / "metrics.jsonl").read_text()
-    assert checkpoint_bytes(tmp_path) == checkpoint_bytes(undisturbed)
 
 
 @pytest.mark.ray

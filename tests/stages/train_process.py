@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
+from pathlib import Path
 
-from tests.pairs_run import tiny_config
+from tests.pairs_run import tiny_config, write_pairs
 from zscmr_ray.cli.session import exit_code_of, ray_session
 from zscmr_ray.config import Config, RaySection
 from zscmr_ray.stages.train import run_train
@@ -18,6 +20,18 @@ def long_config(run: object, num_epochs: int = 150, **train: object) -> Config:
         optim={"max_epochs": num_epochs, "validate_every_epochs": 25, "patience_epochs": 1000},
         train={"checkpoint_every_steps": 20} | train,
     )
+
+
+def parts_of(run: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in (run / "pairs").glob("part-*")))
+
+
+@functools.cache
+def trained_run(run: Path) -> Path:
+    """An undisturbed training of `long_config`, on the Ray that runs; once a process, whichever tests ask."""
+    write_pairs(long_config(run))
+    assert not run_train(long_config(run)).skipped
+    return run
 
 
 def main() -> None:
