@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,6 +18,7 @@ from zscmr_ray.serving.encoding import LocalEncoding, RememberedTexts
 from zscmr_ray.serving.logs import LOGGER, JsonFormatter, configure_logs
 from zscmr_ray.serving.metrics import Metrics, exposition
 from zscmr_ray.serving.problems import ProblemError
+from zscmr_ray.serving.replica import replica_context, replica_name
 from zscmr_ray.serving.service import SearchService
 
 TEXT = "caption 0 of item 3"
@@ -50,6 +52,13 @@ def test_counts_of_several_replicas_stay_apart() -> None:
     page = exposition({"a": first.snapshot(), "b": json.loads(json.dumps(second.snapshot()))}).decode()
     assert page.count("# TYPE zscmr_refused_total counter") == 1
     assert page.count('reason="queue"') == 2
+
+
+def test_a_replica_is_named_after_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replica_context() is None and replica_name() == "local"
+    found = SimpleNamespace(deployment="Search", replica_tag="abc")
+    monkeypatch.setattr("ray.serve.context._INTERNAL_REPLICA_CONTEXT", found)
+    assert replica_name() == "Search-abc"
 
 
 def test_a_request_is_one_json_line_with_its_id_and_without_its_text(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from zscmr_ray.config import Config
 from zscmr_ray.errors import ServingError
@@ -70,8 +71,8 @@ def _results(handle: Any) -> list[tuple[str, Snapshot]]:
 def replica_context() -> Any:
     """Serve's context of this replica; None outside of one."""
     try:
-        return serve.get_replicareplica_context()
-    except Exception:
+        return serve.get_replica_context()
+    except RayServeException:
         return None
 
 
