@@ -56,6 +56,16 @@ def test_the_application_answers_through_a_handle_without_a_cluster(served_run: 
     assert answer["results"][0]["score"] == pytest.approx(1.0, abs=2e-3)
 
 
+def test_a_wider_service_keeps_its_processes_and_another_configuration_does_not(served_run: Config) -> None:
+    def version(**serve: object) -> str | None:
+        config = vary(served_run, recipe="fgan", serve=serve)
+        found: str | None = build_app(config)._bound_deployment.version
+        return found
+
+    assert version() == version(num_replicas=3) == version(max_replicas=4) is not None
+    assert version() != version(max_k=50)
+
+
 def test_search_over_http_by_text_picture_id_and_vector(service_url: str) -> None:
     ids = item_ids(NUM_ITEMS)
     with Client(service_url, api_key=KEY) as client:

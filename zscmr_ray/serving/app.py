@@ -36,6 +36,7 @@ __all__ = [
     "app_from_config",
     "base_url",
     "build_app",
+    "deploy",
     "open_service",
     "run_serve",
     "running",
@@ -95,7 +96,7 @@ def start(config: Config) -> str:
         logging_config=_LOGGING,
     )
     try:
-        serve.run(build_app(config), name=APP_NAME, route_prefix="/", logging_config=_LOGGING)
+        deploy(config)
     except RuntimeError as error:
         reason = _failure(str(error))
         stop(config)
@@ -112,6 +113,11 @@ def start(config: Config) -> str:
             remedy="Serve may run on this Ray with another port already: start the service in a process of its own",
         )
     return url
+
+
+def deploy(config: Config) -> None:
+    """Have Serve, which runs, bring up the application, or change the one that runs to this configuration."""
+    serve.run(build_app(config), name=APP_NAME, route_prefix="/", logging_config=_LOGGING)
 
 
 def _answers(url: str) -> bool:

@@ -10,14 +10,18 @@ starting and stopping (app.py).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from starlette.types import ASGIApp
 
+import zscmr_ray
 from zscmr_ray.config import Config, ServeSection
 from zscmr_ray.config.load import load_config
 from zscmr_ray.engine.vector_model import find_model
@@ -171,9 +175,11 @@ def build_app(config: Config) -> serve.Application:
         values["serve"][name] = ServeSection.model_fields[name].default
     values["serve"]["indexes"] = {name: Store(uri).uri for name, uri in settings.indexes.items()}
     values["embed"]["model"] = find_model(config.embed.model, own=stage_store(config, "train")).name
+    version = _version_of(values)
     ingress = _deployed(
         serve.ingress()(SearchDeployment),
         config,
+        version=version,
         name="Search",
         replicas=(settings.num_replicas, settings.max_replicas),
         num_cpus=settings.encoder_threads if settings.topology == "fused" else 0.5,
@@ -182,21 +188,27 @@ def build_app(config: Config) -> serve.Application:
     if settings.rerank_replicas and _some_index_keeps_regions(config):
         replicas = (settings.rerank_replicas, None)
         reranker = _deployed(
-            RerankDeployment, config, name="Rerank", replicas=replicas, num_cpus=settings.encoder_threads
+            RerankDeployment,
+            config,
+            version=version,
+            name="Rerank",
+            replicas=replicas,
+            num_cpus=settings.encoder_threads,
         ).bind(values)
     if settings.topology == "fused":
         return ingress.bind(values, needs_key=needs_key, reranker=reranker)
     encoders = _deployed(
         EncoderDeployment,
         config,
+        version=version,
         name="Encoders",
         replicas=(settings.num_encoders, settings.max_encoders),
         num_cpus=settings.encoder_threads,
     ).bind(values)
     shards = [
-        _deployed(ShardDeployment, config, name=f"Shard{number}", replicas=(1, None), num_cpus=0.5).bind(
-            values, number=number
-        )
+        _deployed(
+            ShardDeployment, config, version=version, name=f"Shard{number}", replicas=(1, None), num_cpus=0.5
+        ).bind(values, number=number)
         for number in range(settings.num_shards)
     ]
     return ingress.bind(values, needs_key=needs_key, encoders=encoders, shards=shards, reranker=reranker)
@@ -221,8 +233,22 @@ def app_from_config(args: dict[str, str]) -> serve.Application:
     return build_app(load_config(args.get("config"), overrides=overrides).config)
 
 
+def _version_of(values: dict[str, Any]) -> str:
+    """What a replica is made of: its configuration and this package's code. Serve keeps a process whose version stays."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in sorted(Path(zscmr_ray.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _deployed(
-    target: Any, config: Config, *, name: str, replicas: tuple[int, int | None], num_cpus: float
+    target: Any,
+    config: Config,
+    *,
+    version: str,
+    name: str,
+    replicas: tuple[int, int | None],
+    num_cpus: float,
 ) -> Any:
     settings = config.serve
     fewest, most = replicas
@@ -249,4 +275,5 @@ def _deployed(
         # How often a stopping replica looks whether its requests have ended (Serve's 2 s are two idle seconds).
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
-    )
+        # Without one of ours every `serve.run` gets a random version, and all replicas are replaced.
+    ).options(version=version, _internal=True)
