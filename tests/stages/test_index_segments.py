@@ -108,7 +108,9 @@ def test_a_changed_part_cannot_be_appended_to_and_an_id_in_two_segments_is_refus
         run_index(config, update=Update.APPEND)
 
 
-def test_deleted_items_go_with_their_captions_and_stay_gone_when_compacted(tmp_path: Path) -> None:
+def test_deleted_items_go_with_their_captions_and_stay_gone_when_compacted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = run_config(tmp_path)
     write_embeddings(config, num_items=24)
     version = run_index(config).info["index_version"]
@@ -137,6 +139,13 @@ def test_deleted_items_go_with_their_captions_and_stay_gone_when_compacted(tmp_p
     with opened(config) as sides:
         assert sides["image"].num_rows == 0 and sides["text"].num_rows == 0
     assert run_index(config, overwrite=True).counts == {"image": 24, "text": 48}
+    assert "index: 72 deleted rows are back" in capsys.readouterr().err
+    delete_rows(config, [gone])
+    only_first_parts(config)
+    run_index(config, overwrite=True)
+    assert "index: 3 rows were deleted from the index before" in capsys.readouterr().err
+    run_index(config, overwrite=True)
+    assert "deleted" not in capsys.readouterr().err
 
 
 def test_ids_decide_ties_between_segments(tmp_path: Path) -> None:

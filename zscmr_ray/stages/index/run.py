@@ -7,6 +7,7 @@ Appending adds segments of the new embedding parts and touches no older one.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def run_index(config: Config, *, overwrite: bool = False, update: Update | None 
     source, target = stage_store(config, "embed"), stage_store(config, STAGE)
     embeddings = require_manifest(source, "embed")
     key = StageKey(stage=STAGE, config=config.stage_config("index"), input_fingerprint=embeddings.fingerprint)
+    replaced = read_manifest(target) if overwrite else None
     with open_stage(target, key, overwrite=overwrite, update=update) as claim:
         if claim.complete is not None:
             # Also after a kill between the manifest and the deletion below.
@@ -61,6 +63,8 @@ def run_index(config: Config, *, overwrite: bool = False, update: Update | None 
         manifest = _build(config, source, embeddings, claim)
         claim.finish(manifest)
         target.delete_tree(BUILT)
+    if replaced is not None and (said := _returned(replaced, manifest)) is not None:
+        print(f"{STAGE}: {said}", file=sys.stderr)
     return index_result(target, manifest, skipped=False)
 
 
@@ -127,6 +131,20 @@ def _build(config: Config, source: Store, embeddings: Manifest, claim: Claim) ->
         source=embeddings.info,
         deleted=deleted[0] if deleted else None,
         num_deleted=claim.before.info["deleted"] if claim.before else None,
+    )
+
+
+def _returned(replaced: Manifest, built: Manifest) -> str | None:
+    """What became of the rows that were deleted from the index that this one replaces; None where there were none."""
+    if replaced.key.input_fingerprint == built.key.input_fingerprint:
+        # Of the same embeddings: also rows whose deletion a compaction made final.
+        rows = sum(max(0, built.counts[side] - replaced.counts[side]) for side in SIDES)
+        return f"{rows} deleted rows are back: the embeddings hold them" if rows else None
+    rows = sum(replaced.info["deleted"].values())
+    return (
+        f"{rows} rows were deleted from the index before; those that the embeddings hold are back"
+        if rows
+        else None
     )
 
 
