@@ -1,10 +1,10 @@
 """The slow input of `search_ann`, made once (`make bench-data`) and kept in .cache/search_ann: a million region vectors.
 
     regions/   EfficientNet-Lite0's 7 x 7 regions of real pictures, float16, 512 pictures a file (it goes on after a kill)
-    model/     FGAN's region heads, trained briefly on Flickr8k's training pictures and captions
-    run/       embeddings/ of a run: an image row for every region through the trained head, the training captions
+    run/       embeddings/ of a run: an image row for every region through FGAN's region head, the training captions
     queries.npy, queries.json   the captions of Flickr8k's test pictures, which no part of the above has seen
 
+The head is trained briefly on Flickr8k's training pictures and captions, and again if what follows it is cut short.
 Pictures: Flickr8k and fashion products of the shared data (search_ann_regions.py).
 """
 
