@@ -22,12 +22,13 @@ PARTITIONS = ("train", "train", "train", "val", "test")
 
 @dataclass(frozen=True)
 class PairsSpec:
-    """How many pairs of which classes; `not_finite` are rows whose regions hold a NaN."""
+    """How many pairs of which classes; `not_finite` are rows whose regions hold `fault`."""
 
     num_classes: int = 8
     rows_per_class: int = 15
     labelled: bool = True
     not_finite: Sequence[int] = ()
+    fault: float = np.nan
 
 
 def tiny_config(run_uri: object, **sections: dict[str, object]) -> Config:
@@ -126,7 +127,7 @@ def _row(row: int, spec: PairsSpec) -> dict[str, object]:
     centre = np.random.default_rng(1000 + number)
     regions = centre.standard_normal(IMAGE_CHANNELS) + 0.5 * random.standard_normal((GRID**2, IMAGE_CHANNELS))
     if row in spec.not_finite:
-        regions[0, 0] = np.nan
+        regions[0, 0] = spec.fault
     meaning = centre.standard_normal(TOKEN_CHANNELS)
     tokens = [
         (meaning + 0.5 * random.standard_normal((length, TOKEN_CHANNELS))).astype(np.float16).tobytes()

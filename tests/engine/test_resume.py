@@ -34,11 +34,11 @@ def config_of(zero_stage: int) -> Config:
     return tiny_config("unused", train={"zero_stage": zero_stage})
 
 
-def train_and_save(root: str) -> dict[int, list[Any]]:
-    """Some steps, a state, some more: their losses and the weights, of every ZeRO stage."""
+def train_and_save(root: str, stages: tuple[int, ...] = STAGES) -> dict[int, list[Any]]:
+    """Some steps, a state, some more: their losses and the weights, of ZeRO stages."""
     found = {}
     source = make_source(load_features(), rank=rank(), num_workers=world_size())
-    for stage in STAGES:
+    for stage in stages:
         engine = DeepSpeedEngine(make_step(), config=config_of(stage), total_steps=20)
         for step in range(STEPS):
             engine.update(source.inputs(step))
@@ -48,16 +48,20 @@ def train_and_save(root: str) -> dict[int, list[Any]]:
     return found
 
 
-def go_on(root: str) -> dict[int, list[Any]]:
+def go_on(root: str, stages: tuple[int, ...] = STAGES) -> dict[int, list[Any]]:
     found = {}
     source = make_source(load_features(), rank=rank(), num_workers=world_size())
-    for stage in STAGES:
+    for stage in stages:
         store = Store(f"{root}/{stage}")
         engine = DeepSpeedEngine(make_step(), config=config_of(stage), total_steps=20)
         point = newest_state(store, zero_stage=stage, architecture=MODEL)
         assert point is not None
         load_engine(store, point, engine)
-        losses = [engine.update(source.inputs(step))["total"] for step in range(STEPS, STEPS + MORE)]
+        losses = []
+        for step in range(STEPS, STEPS + MORE):
+            losses.append(engine.update(source.inputs(step))["total"])
+            # As a validation does.
+            engine.weights()
         found[stage] = [losses, engine.weights()]
     return found
 
@@ -79,6 +83,17 @@ def test_another_number_of_ranks_goes_on_for_every_zero_stage(tmp_path: Path) ->
             assert found[stage][0] == pytest.approx(whole[stage][0], abs=1e-4), stage
             for name, value in whole[stage][1].items():
                 assert (found[stage][1][name] - value).abs().max() < 1e-4, (stage, name)
+
+
+def whole_and_gone_on(root: str) -> list[dict[int, list[Any]]]:
+    return [train_and_save(root, (3,)), go_on(root, (3,))]
+
+
+def test_parameters_that_are_divided_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """With the weights gathered between the steps, as validations do."""
+    whole, found = run_ranks(whole_and_gone_on, 1, str(tmp_path))[0]
+    assert found[3][0] == whole[3][0]
+    assert all(torch.equal(found[3][1][name], value) for name, value in whole[3][1].items())
 
 
 class StateOfBytes(BareEngine):

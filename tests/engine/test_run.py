@@ -25,7 +25,7 @@ from zscmr_ray.engine.base import model_architecture
 from zscmr_ray.engine.resume import COMPLETE, ResumePoint, newest_state
 from zscmr_ray.engine.run import Outcome, TrainingRun, held_out_rows, trained_rows
 from zscmr_ray.engine.step import AlignmentStep, StepInputs
-from zscmr_ray.errors import ConfigError, DataError
+from zscmr_ray.errors import ConfigError, DataError, TrainingError
 from zscmr_ray.storage import Store
 
 
@@ -169,6 +169,28 @@ def test_the_newest_whole_state_is_found(
     point = newest(tmp_path)
     assert point is not None and point.name == "step-00000003"
     assert "passing over engine/step-00000006" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("dies_at")
+@pytest.mark.parametrize("step, newest_whole", [(6, "step-00000003"), (9, "step-00000006")])
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, newest_whole: str
+) -> None:
+    """The loss was finite, the update was not: found by the save after step 6 and after step 9."""
+    update = BareEngine.update
+
+    def spoil(engine: BareEngine, inputs: StepInputs) -> dict[str, float]:
+        parts = update(engine, inputs)
+        if inputs.step == step - 1:
+            next(engine.step_module.parameters()).data.flatten()[0] = torch.inf
+        return parts
+
+    monkeypatch.setattr(BareEngine, "update", spoil)
+    with pytest.raises(TrainingError, match=r"the weights are no longer finite.*lower optim.lr"):
+        make_run(tmp_path, REFIT).run()
+    assert sorted(path.name for path in (tmp_path / "engine").iterdir())[-1] == newest_whole
+    point = newest(tmp_path)
+    assert point is not None and point.name == newest_whole
 
 
 def test_another_zero_stage_is_refused(tmp_path: Path, dies_at: Callable[[int | None], None]) -> None:

@@ -100,8 +100,9 @@ def test_a_batch_larger_than_the_rows_is_refused() -> None:
         make_source(num_workers=3)
 
 
-def test_nan_features_stop_with_the_step_and_the_rows() -> None:
-    features = load_features(PairsSpec(not_finite=range(120)))
+@pytest.mark.parametrize("fault", [float("nan"), float("inf"), float("-inf")])
+def test_features_that_are_not_finite_stop_with_the_step_and_the_rows(fault: float) -> None:
+    features = load_features(PairsSpec(not_finite=range(120), fault=fault))
     source, step = make_source(features), make_step()
     engine = BareEngine(step, optim=tiny_config("unused").optim, total_steps=10)
     before = engine.weights()

@@ -27,6 +27,7 @@ from zscmr_ray.retriever import ZeroShotRetriever
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.embed import run_embed
 from zscmr_ray.stages.evaluate import run_evaluate
+from zscmr_ray.stages.export import run_export
 from zscmr_ray.stages.index import run_index
 from zscmr_ray.stages.train import plan_training, run_train
 from zscmr_ray.stages.train_loop import TrainJob, read_features, train_worker
@@ -185,6 +186,27 @@ def test_two_ranks_under_zero_follow_the_bare_loop(root: Path) -> None:
             assert curve == pytest.approx(expected, abs=1e-4), case
 
 
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context", "ignore::ResourceWarning")
+def test_two_ray_workers_in_micro_batches_train_it_and_embed_and_export_take_it(root: Path) -> None:
+    """The bare loop's weights within 1e-4, and the vectors of the exported folder are those that embed wrote."""
+    data = {"pairs_uri": str(root / "run" / "pairs")}
+    train = {"num_workers": 2, "micro_batch_size": 1, "zero_stage": 2}
+    config = tuned_config(root, "two", data=data, train=train)
+    run_train(config)
+    found, expected = (
+        load_checkpoint(stage_store(one, "train"))[0].state_dict()
+        for one in (config, train_bare(root, "one"))
+    )
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() < 1e-4, name
+    assert run_embed(config).counts["out"] == 120
+    run_export(config, Store(root / "exported"))
+    check_vectors(config, ZeroShotRetriever.from_pretrained(root / "exported"))
+
+
 @pytest.mark.usefixtures("inline_plane")
 def test_everything_after_training_works_with_it(root: Path, tmp_path: Path) -> None:
     config = train_bare(root, "after", data={"pairs_uri": str(root / "run" / "pairs")})
@@ -205,10 +227,14 @@ def test_everything_after_training_works_with_it(root: Path, tmp_path: Path) -> 
     model = ZeroShotRetriever.from_pretrained(config.data.run_uri)
     model.save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == weights_of(config.data.run_uri)
-    copy = ZeroShotRetriever.from_pretrained(str(tmp_path / "copy"))
+    check_vectors(config, ZeroShotRetriever.from_pretrained(str(tmp_path / "copy")))
+
+
+def check_vectors(config: Config, model: ZeroShotRetriever) -> None:
+    """A picture of the pairs becomes the vector that embed wrote of it."""
     vectors = {row["id"]: row["vector"] for row in rows_of(stage_store(config, "embed").child("image"))}
     pair = rows_of(stage_store(config, "preprocess"))[0]
-    np.testing.assert_allclose(copy.encode_images([pair["image"]])[0], vectors[pair["id"]], atol=2e-3)
+    np.testing.assert_allclose(model.encode_images([pair["image"]])[0], vectors[pair["id"]], atol=2e-3)
 
 
 def rows_of(store: Store) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zscmr_ray.config import OptimSection
-from zscmr_ray.engine.base import as_floats, make_optimizer, set_learning_rate
+from zscmr_ray.engine.base import as_floats, check_weights, make_optimizer, set_learning_rate
 from zscmr_ray.engine.collectives import world_size
 from zscmr_ray.engine.step import AlignmentStep, StepInputs, check_finite
 
@@ -41,13 +41,15 @@ class BareEngine:
         return values
 
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the model's state on the CPU."""
+        """Return a copy of the model's state on the CPU; see `Engine`."""
+        check_weights(self.step_module.parameters())
         return {
             name: value.detach().cpu().clone() for name, value in self.step_module.model.state_dict().items()
         }
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state."""
+        """Write weights and optimiser state; see `Engine`."""
+        check_weights(self.step_module.parameters())
         state = {"model": self.step_module.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(state, folder / _STATE)
 

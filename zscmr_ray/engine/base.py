@@ -6,16 +6,18 @@ the oracle of the tests and the baseline of benchmarks/train_overhead.py. The op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zscmr_ray.config import Config, OptimSection
+from zscmr_ray.engine.collectives import gather_values
 from zscmr_ray.engine.schedule import learning_rate
 from zscmr_ray.engine.step import StepInputs
+from zscmr_ray.errors import TrainingError
 from zscmr_ray.models.base import AlignmentModel
 from zscmr_ray.models.build import ENCODERS, own_settings
 
@@ -27,10 +29,13 @@ class Engine(Protocol):
         """Do one step: forward, backward, clip, update. Returns the loss parts; TrainingError if they are not finite."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the alignment model's whole state on the CPU. Every rank must call it."""
+        """Return a copy of the alignment model's whole state on the CPU. Every rank must call it; raises as check_weights."""
 
     def save(self, folder: Path) -> None:
-        """Write what `load` needs into a local folder. Every rank must call it, each with a folder of its own."""
+        """Write what `load` needs into a local folder. Every rank must call it, each with a folder of its own.
+
+        Raises as `weights`: a state to go on from must not hold what cannot be gone on with.
+        """
 
     def load(self, folder: Path, *, num_workers: int) -> None:
         """Go on from a folder that holds what so many ranks saved, as many as now or not. Every rank must call it."""
@@ -61,6 +66,22 @@ def set_learning_rate(optimizer: Any, *, step: int, optim: OptimSection, total_s
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         group["lr"] = rate
     return rates[0]
+
+
+def check_weights(parameters: Iterable[nn.Parameter]) -> None:
+    """Raise TrainingError, on every rank alike, when a weight is NaN or infinite.
+
+    A finite loss may have gradients that are not. Under ZeRO 3 a rank looks at its own part. Every rank must call it.
+    """
+    parts = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
+    if all(gather_values(all(bool(torch.isfinite(part).all()) for part in parts))):
+        return
+    raise TrainingError(
+        "the weights are no longer finite, although the loss was",
+        got="a NaN or infinite weight after an update",
+        expected="finite gradients in every step",
+        remedy="these weights were not saved; train anew (--overwrite, or another --run) with a lower optim.lr",
+    )
 
 
 def as_floats(parts: dict[str, Tensor]) -> dict[str, float]:

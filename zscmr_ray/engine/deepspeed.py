@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from zscmr_ray.config import Config, TrainSection
-from zscmr_ray.engine.base import as_floats, make_optimizer, set_learning_rate
+from zscmr_ray.engine.base import as_floats, check_weights, make_optimizer, set_learning_rate
 from zscmr_ray.engine.batching import rows_per_rank
 from zscmr_ray.engine.collectives import choose_backend, world_size
 from zscmr_ray.engine.step import AlignmentStep, StepInputs, check_finite
@@ -88,12 +88,14 @@ class DeepSpeedEngine:
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the model's state on the CPU, gathered from all ranks under ZeRO 3."""
         model = self.step_module.model
+        check_weights(model.parameters())
         whole = self._gathered(list(model.parameters())) if self.zero_stage == 3 else contextlib.nullcontext()
         with whole:
             return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def save(self, folder: Path) -> None:
         """Write DeepSpeed's checkpoint (a torch pickle: read only by `load`, after its checksums held)."""
+        check_weights(self.step_module.parameters())
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
     def load(self, folder: Path, *, num_workers: int) -> None:
@@ -109,6 +111,17 @@ class DeepSpeedEngine:
             raise DataError("DeepSpeed found no state to go on from", got=sorted(map(str, folder.rglob("*"))))
         for group, own in zip(self._optimizer.param_groups, settings, strict=True):
             group.update(own, params=group["params"])
+        if self.zero_stage == 3:
+            self._divide_again()
+
+    def _divide_again(self) -> None:
+        """Leave no parameter whole after a load, as in a new engine.
+
+        In its first steps DeepSpeed notes which modules read another's parameters, of those that are not whole on the
+        rank. After a load it has gathered the small ones: it misses them, and fails in the step after `weights`.
+        """
+        parameters = list(self.step_module.parameters())
+        parameters[0].partition(parameters)  # type: ignore[attr-defined]
 
 
 def _make_universal(folder: Path) -> None:

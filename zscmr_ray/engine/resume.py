@@ -82,9 +82,10 @@ def save_state(
         _prune(store, step, keep)
         return {}
 
-    records = _together(step, begin, only_first=True)
     with tempfile.TemporaryDirectory(prefix="zscmr-") as folder:
+        # First: what it refuses leaves no half of a state behind.
         _save_engine(engine, Path(folder))
+        records = _together(step, begin, only_first=True)
         records |= _together(step, lambda: _put_folder(state, Path(folder)))
     _together(step, complete, only_first=True)
 
