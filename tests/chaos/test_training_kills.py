@@ -169,7 +169,7 @@ def fill_up(cluster: Any, count: int) -> None:
 
 def config_of(run: object, stage: int, **more: object) -> Config:
     options = {"num_workers": 2, "zero_stage": stage, "checkpoint_every_steps": INTERVAL} | more
-    return long_config(run, **options)
+    return long_config(run, num_epochs=60, **options)
 
 
 @pytest.fixture(scope="module")
