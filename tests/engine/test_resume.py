@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,22 @@ def test_the_newest_whole_states_are_kept_and_passed_over_ones_are_not(
     assert found(store) is None
     assert "lacks architecture, num_workers, zero_stage" in (said := capsys.readouterr().err)
     assert "no resumable state is whole: beginning anew" in said
+
+
+class NoRoom(StateOfBytes):
+    """On a machine whose temporary folder is full."""
+
+    def save(self, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_no_room_for_a_state_in_the_temporary_folder_leaves_the_former_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    save(store, StateOfBytes(), 3)
+    with pytest.raises(StorageError, match=r"temporary folder; got: OSError: .*No space left.*set TMPDIR"):
+        save(store, NoRoom(), 6)
+    assert names(store) == ["step-00000003"]
+    assert found(store) == "step-00000003"
 
 
 def test_a_state_of_another_model_is_refused_with_what_differs(tmp_path: Path) -> None:
