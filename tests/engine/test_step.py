@@ -191,6 +191,8 @@ def test_every_rank_names_the_row_that_is_not_finite(two_ranks: Any) -> None:
 def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float], dict[str, Tensor]]:
     os.environ["LOCAL_RANK"] = str(rank())
     step, total = make_step(config), steps
+    if engine_name == "deepspeed":
+        lay_by_columns(step)
     engine = (
         BareEngine(step, optim=config.optim, total_steps=total)
         if engine_name == "bare"
@@ -198,6 +200,13 @@ def losses_of(engine_name: str, config: Config, steps: int) -> tuple[list[float]
     )
     source = make_source(relabelled(load_features()), rank=rank(), num_workers=world_size())
     return [engine.update(source.inputs(number))["total"] for number in range(steps)], engine.weights()
+
+
+def lay_by_columns(step: AlignmentStep) -> None:
+    """As a backbone may: the kernels of a convolution lie by channels."""
+    for parameter in step.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.t().contiguous().t()
 
 
 def test_offload_is_deepspeed_s_own_with_torch_s_optimizer() -> None:

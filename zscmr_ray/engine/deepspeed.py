@@ -13,8 +13,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from zscmr_ray.config import Config, TrainSection
@@ -64,6 +65,7 @@ class DeepSpeedEngine:
         self.optim, self.total_steps = config.optim, total_steps
         self.zero_stage = config.train.zero_stage
         self.step_module = step.to(device).train()
+        _lay_by_rows(self.step_module)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self.step_module,
             optimizer=make_optimizer(step.model, config.optim),
@@ -122,6 +124,14 @@ class DeepSpeedEngine:
         """
         parameters = list(self.step_module.parameters())
         parameters[0].partition(parameters)  # type: ignore[attr-defined]
+
+
+def _lay_by_rows(module: nn.Module) -> None:
+    """Store every parameter row after row: DeepSpeed sends its bytes, and kernels of convolutions may lie by channels."""
+    for parameter in module.parameters():
+        # The strides of axes of one entry are free: a 1 x 1 kernel by channels counts as contiguous.
+        if parameter.dim() > 0 and (parameter.stride(-1) != 1 or not parameter.is_contiguous()):
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def _make_universal(folder: Path) -> None:
