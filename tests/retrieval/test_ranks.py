@@ -7,7 +7,7 @@ import pytest
 
 from zscmr_ray.errors import DataError
 from zscmr_ray.retrieval import ranks
-from zscmr_ray.retrieval.relevance import Relevance, SameItem
+from zscmr_ray.retrieval.relevance import Hits, Relevance, SameItem
 
 NUM_GALLERY = 90
 
@@ -26,6 +26,7 @@ def test_ranks_are_those_of_the_whole_order(
 ) -> None:
     monkeypatch.setattr(ranks, "FEW_HITS", few_hits)
     monkeypatch.setattr(ranks, "FEW_TIES", few_ties)
+    monkeypatch.setattr(ranks, "PIECE_ELEMENTS", 3 * NUM_GALLERY)
     rng = np.random.default_rng(distinct + few_hits)
     scores = (rng.integers(-distinct, distinct, (7, NUM_GALLERY)) / distinct).astype(np.float32)
     ties = rng.permutation(NUM_GALLERY)
@@ -47,8 +48,31 @@ def test_both_zeros_are_one_score() -> None:
     assert ranks.hit_ranks(scores, hits, ties_N=np.array([1, 2, 0])).tolist() == [2]
 
 
+@pytest.mark.parametrize("few_ties", [0, 99])
+@pytest.mark.parametrize("base", [0.7, -0.7, 0.0, 1e-40])
+def test_scores_one_bit_apart_keep_their_order(
+    base: float, few_ties: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "FEW_HITS", 0)
+    monkeypatch.setattr(ranks, "FEW_TIES", few_ties)
+    rng = np.random.default_rng(1)
+    steps = rng.integers(-6, 7, (5, NUM_GALLERY)).astype(np.int32)
+    bits = np.full_like(steps, np.float32(base).view(np.int32))
+    # A bit more of the integer is the next float; around zero the sign is its own.
+    scores = (bits + steps).view(np.float32) if abs(base) > 0 else (steps * 1e-45).astype(np.float32)
+    ties, right = rng.permutation(NUM_GALLERY), rng.random((5, NUM_GALLERY)) < 0.4
+    row, column = np.nonzero(right)
+    found = ranks.hit_ranks(scores, Hits(row, column, right.sum(1)), ties_N=ties)
+    for number in range(5):
+        assert found[row == number].tolist() == by_hand(scores[number], right[number], ties)
+
+
+@pytest.mark.parametrize("few_hits", [0, 8])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+def test_scores_that_are_not_finite_are_refused(
+    bad: float, few_hits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "FEW_HITS", few_hits)
     hits = SameItem(np.array([1]), np.array([1, 0])).hits(0, 1)
     with pytest.raises(DataError, match="1 NaN or infinite"):
         ranks.hit_ranks(np.array([[0.5, bad]], np.float32), hits, ties_N=np.arange(2))

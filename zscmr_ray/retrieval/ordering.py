@@ -29,7 +29,7 @@ def tie_ranks(ids: Sequence[str]) -> npt.NDArray[np.int64]:
     [0, 1, 2]
     """
     hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
-    order = sorted(range(len(ids)), key=lambda row: (hashes[row], ids[row]))
+    order = sorted(range(len(ids)), key=list(zip(hashes, ids, strict=True)).__getitem__)
     ranks_N = np.empty(len(ids), np.int64)
     ranks_N[order] = np.arange(len(ids))
     return ranks_N

@@ -1,8 +1,9 @@
 """Ranks of the right gallery rows in each query's ranking: score descending, ties by a hash of the id.
 
-What it is: exact ranks from one sort of plain floats a row (or none, for a few hits), which costs a fraction of sorting
-64-bit keys that carry the tie order along; ties are settled afterwards, where a hit has any. What it is not: a metric
-(`metrics.py`) or the tie order itself (`ordering.py`).
+What it is: exact ranks from one sort of plain 32-bit numbers a row (or none, for a few hits), which costs a fraction of
+sorting 64-bit keys that carry the tie order along. The lowest bit of each number says whether the row is right, so that the
+hits are read off the sorted row; scores that are alike but for that bit are settled afterwards, where a hit has any. What it
+is not: a metric (`metrics.py`) or the tie order itself (`ordering.py`).
 Legend: B queries of one block, N gallery, H hits (right gallery rows of all B, by row).
 """
 
@@ -15,9 +16,11 @@ from zscmr_ray.retrieval.ordering import FloatArray, require_finite, sort_keys
 from zscmr_ray.retrieval.relevance import Hits
 
 FEW_HITS = 8  # up to here, counting what is ahead of each hit beats a sort
+PIECE_ELEMENTS = 100_000  # scores sorted at once: they stay in the cache
 FEW_TIES = 16  # up to here, settling each tied score beats sorting the row again with its tie order
 
 Integers = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.int32]
 
 
 def hit_ranks(similarity_BN: FloatArray, hits: Hits, *, ties_N: Integers) -> Integers:
@@ -31,47 +34,105 @@ def hit_ranks(similarity_BN: FloatArray, hits: Hits, *, ties_N: Integers) -> Int
     >>> hit_ranks(scores, right.hits(0, 1), ties_N=np.arange(4)).tolist()
     [1, 3]
     """
+    many_B = hits.num_B > FEW_HITS
+    if many_B.all():
+        return _ranks_by_sorting(similarity_BN, hits, ties_N)
     require_finite(similarity_BN)
-    own_H = similarity_BN[hits.row_H, hits.column_H]
-    rank_H = np.empty(len(own_H), np.int64)
+    rank_H = np.empty(len(hits.row_H), np.int64)
     stop_B = np.cumsum(hits.num_B)
-    for row in np.flatnonzero(hits.num_B).tolist():
+    for row in np.flatnonzero((hits.num_B > 0) & ~many_B).tolist():
         own = slice(int(stop_B[row] - hits.num_B[row]), int(stop_B[row]))
-        rank_H[own] = _row_ranks(similarity_BN[row], own_H[own], hits.column_H[own], ties_N)
+        rank_H[own] = _ranks_by_counting(similarity_BN[row], hits.column_H[own], ties_N)
+    if many_B.any():
+        chosen_H = many_B[hits.row_H]
+        row_H = (np.cumsum(many_B) - 1)[hits.row_H[chosen_H]]
+        chosen = Hits(row_H, hits.column_H[chosen_H], hits.num_B[many_B])
+        rank_H[chosen_H] = _ranks_by_sorting(similarity_BN[many_B], chosen, ties_N)
     return rank_H
 
 
-def _row_ranks(line_N: FloatArray, own_H: FloatArray, column_H: Integers, ties_N: Integers) -> Integers:
-    """The ranks of one row's hits, ascending."""
-    value_H = np.sort(own_H)
-    find = _ranks_by_counting if len(value_H) <= FEW_HITS else _ranks_by_sorting
-    rank_H, tied_H = find(line_N, value_H)
-    if not tied_H.any():
-        return rank_H[::-1]
-    tied = np.unique(value_H[tied_H])
-    if len(tied) > FEW_TIES:
-        return _ranks_by_keys(line_N, column_H, ties_N)
-    for value in tied:
-        # Among equals the hash of the id decides: the hits' places there come after all that is ahead of them.
-        ahead = np.count_nonzero(line_N > value)
-        place = np.sort(ties_N[line_N == value])
-        own = np.sort(ties_N[column_H[own_H == value]])
-        rank_H[value_H == value] = (ahead + 1 + np.searchsorted(place, own))[::-1]
-    return rank_H[::-1]
+def _ranks_by_counting(line_N: FloatArray, column_H: Integers, ties_N: Integers) -> Integers:
+    """The ranks of one row's few hits, ascending, from how many scores are above each."""
+    own_H = line_N[column_H]
+    rank_H = np.array([1 + np.count_nonzero(line_N > value) for value in own_H], np.int64)
+    for value in np.unique(own_H):
+        same_N = line_N == value
+        if np.count_nonzero(same_N) > 1:
+            # Among equals the hash of the id decides: the hits' places there come after all that is ahead of them.
+            here_H = own_H == value
+            rank_H[here_H] += np.searchsorted(np.sort(ties_N[same_N]), ties_N[column_H[here_H]])
+    return np.sort(rank_H)
 
 
-def _ranks_by_counting(line_N: FloatArray, value_H: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """The rank of each value from how many scores are above it, and whether another row has the same."""
-    rank_H = np.array([1 + np.count_nonzero(line_N > value) for value in value_H], np.int64)
-    same_H = np.array([np.count_nonzero(line_N == value) for value in value_H], np.int64)
-    return rank_H, same_H > 1
+def _ranks_by_sorting(similarity_BN: FloatArray, hits: Hits, ties_N: Integers) -> Integers:
+    """The ranks of every row's hits, each row with at least one, from a sort of the rows."""
+    num_rows, num_gallery = similarity_BN.shape
+    step = max(1, PIECE_ELEMENTS // max(1, num_gallery))
+    # One piece of memory for all: getting 4 MB from the system anew costs a third of their sort.
+    memory_BN = np.empty((min(step, num_rows), num_gallery), np.float32)
+    rank_H = np.empty(len(hits.row_H), np.int64)
+    stop_B = np.cumsum(hits.num_B)
+    for first in range(0, num_rows, step):
+        last = min(first + step, num_rows)
+        start_B = (stop_B - hits.num_B)[first:last]
+        piece = slice(int(start_B[0]), int(stop_B[last - 1]))
+        part = Hits(hits.row_H[piece] - first, hits.column_H[piece], hits.num_B[first:last])
+        rank_H[piece] = _ranks_of_piece(
+            similarity_BN[first:last], part, start_B - start_B[0], memory_BN[: last - first], ties_N
+        )
+    return rank_H
 
 
-def _ranks_by_sorting(line_N: FloatArray, value_H: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """The same from a sort of the row; `value_H` are of the row and ascend, which makes finding them cheap."""
-    sorted_N = np.sort(line_N)
-    upto_H = sorted_N.searchsorted(value_H, side="right")
-    return 1 + len(line_N) - upto_H, (upto_H > 1) & (sorted_N[upto_H - 2] == value_H)
+def _ranks_of_piece(
+    similarity_BN: FloatArray, hits: Hits, start_B: Integers, sorted_BN: FloatArray, ties_N: Integers
+) -> Integers:
+    """The same for a few rows, whose hits start at `start_B`; `sorted_BN` is memory to work in."""
+    num_gallery = similarity_BN.shape[1]
+    # 0 - x: what is best comes first, and -0.0 ties with 0.0.
+    np.subtract(np.float32(0), similarity_BN, out=sorted_BN)
+    bits_BN: Bits = sorted_BN.view(np.int32)
+    bits_BN &= np.int32(-2)
+    bits_BN[hits.row_H, hits.column_H] |= np.int32(1)
+    sorted_BN.sort(axis=1)
+    # Infinities and NaN end up at an end of their row.
+    if not np.isfinite(sorted_BN[:, [0, -1]]).all():
+        require_finite(similarity_BN)
+    bits_N: Bits = bits_BN.reshape(-1)
+    place_H = np.flatnonzero((bits_N.astype(np.uint8) & np.uint8(1)).view(np.bool_))
+    column_H = place_H - hits.row_H * num_gallery
+    rank_H = column_H + 1
+    value_H = bits_N[place_H]
+    before_H = (bits_N[place_H - 1] | 1) == value_H
+    after_H = (bits_N[np.minimum(place_H + 1, len(bits_N) - 1)] | 1) == value_H
+    tied_H = (before_H & (column_H > 0)) | (after_H & (column_H < num_gallery - 1))
+    # Without the lowest bit the smallest numbers are zero, of either sign: those scores are never side by side.
+    zero_H = (value_H & np.int32(0x7FFFFFFF)) == 1
+    tied_H |= zero_H
+    for row in np.unique(hits.row_H[tied_H]).tolist():
+        own = slice(int(start_B[row]), int(start_B[row] + hits.num_B[row]))
+        tied = np.unique(value_H[own][tied_H[own]])
+        line_N, right_H = similarity_BN[row], hits.column_H[own]
+        if len(tied) > FEW_TIES or zero_H[own].any():
+            rank_H[own] = _ranks_by_keys(line_N, right_H, ties_N)
+            continue
+        for value in tied:
+            rank_H[own][value_H[own] == value] = _settled(line_N, sorted_BN[row], value, right_H, ties_N)
+    return rank_H
+
+
+def _settled(
+    line_N: FloatArray, sorted_N: FloatArray, value: np.int32, column_H: Integers, ties_N: Integers
+) -> Integers:
+    """The ranks of one row's hits, ascending, whose score is `value` but for the lowest bit."""
+    turned_N = np.float32(0) - line_N
+    columns = np.flatnonzero((turned_N.view(np.int32) | 1) == value)
+    ordered = columns[np.lexsort((ties_N[columns], turned_N[columns]))]
+    right_N = np.zeros(len(line_N), np.bool_)
+    right_N[column_H] = True
+    first = np.array([value, value & -2], np.int32).view(np.float32).min()
+    ahead = int(np.searchsorted(sorted_N, first, side="left"))
+    ranks: Integers = ahead + 1 + np.flatnonzero(right_N[ordered])
+    return ranks
 
 
 def _ranks_by_keys(line_N: FloatArray, column_H: Integers, ties_N: Integers) -> Integers:

@@ -40,9 +40,9 @@ class Corpus:
 
     def text_ids(self) -> list[str]:
         """Return each caption's id, `<item id>#<number of the caption in its item>`."""
-        seen = np.zeros(len(self.ids), np.int64)
+        seen = [0] * len(self.ids)
         names = []
-        for item in self.text_item_M:
+        for item in self.text_item_M.tolist():
             names.append(f"{self.ids[item]}#{seen[item]}")
             seen[item] += 1
         return names
@@ -142,7 +142,7 @@ def make_search(
             towers.text_gallery_MD[rows],
             query_items,
             corpus.text_item_M[rows],
-            [text_ids[row] for row in rows],
+            [text_ids[row] for row in rows.tolist()],
         )
     rows = np.flatnonzero(np.isin(corpus.text_item_M, query_items))
     return Search(
@@ -150,5 +150,5 @@ def make_search(
         towers.image_gallery_ND[gallery_items],
         corpus.text_item_M[rows],
         gallery_items,
-        [corpus.ids[row] for row in gallery_items],
+        [corpus.ids[row] for row in gallery_items.tolist()],
     )
