@@ -119,9 +119,8 @@ def _build(config: Config, source: Store, embeddings: Manifest, claim: Claim) ->
     facts = _one_model(source, parts)
     jobs = _jobs(config, source, claim.store, facts, parts, new, first=_next_number(kept))
     segments = [*kept, *_run(jobs, claim)]
-    deleted = (
-        [part for part in claim.before.parts if part.name.startswith(f"{DELETED}/")] if claim.before else []
-    )
+    former = claim.before.parts if claim.before else []
+    deleted = [part for part in former if part.name.startswith(f"{DELETED}/")]
     if len(segments) > 1:
         _refuse_repeated(claim, segments)
     return index_manifest(
@@ -247,11 +246,17 @@ def _one_model(source: Store, parts: Sequence[PartRecord]) -> VectorFacts:
 
 
 def _facts(source: Store, part: PartRecord) -> VectorFacts:
-    with source.open(part.name) as file:
-        provenance: Mapping[str, Any] = provenance_of(pq.read_schema(file))
     try:
+        with source.open(part.name) as file:
+            provenance: Mapping[str, Any] = provenance_of(pq.read_schema(file))
         blocks = tuple(IndexedBlock(b["name"], int(b["start"]), int(b["stop"])) for b in provenance["blocks"])
         return VectorFacts(fingerprint=str(provenance["fingerprint"]), blocks=blocks)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            "a part is damaged",
+            got=f"{source.uri}/{part.name}: {error}",
+            remedy="`zscmr verify` names all; embed again with --overwrite",
+        ) from error
     except (KeyError, TypeError) as error:
         raise DataError(
             "a part does not say which model made it",
