@@ -177,7 +177,9 @@ def test_work_that_waits_brings_nodes_and_idle_ones_go(
 
 def test_replicas_bring_nodes_and_no_request_fails(cloud: Cluster, watch: Watch, tmp_path: Path) -> None:
     """One replica a node: load makes them three, and when it ends they are one again."""
-    config = make_served_run(tmp_path, num_replicas=1, max_replicas=3, target_ongoing_requests=1.0)
+    config = make_served_run(
+        tmp_path, num_replicas=1, max_replicas=3, target_ongoing_requests=1.0, downscale_delay_s=10.0
+    )
     began_s = watch.now_s()
     driver = cloud.drive("serve", config, log=tmp_path / "log")
     load = Load(f"http://127.0.0.1:{config.serve.port}")

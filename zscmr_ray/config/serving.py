@@ -34,6 +34,9 @@ class ServeSection(Section):
     target_ongoing_requests: float = setting(
         16.0, "speed", "requests in progress per replica that scaling aims at", gt=0
     )
+    downscale_delay_s: float = setting(
+        600.0, "speed", "how long fewer replicas must be enough before some go, in seconds", ge=0
+    )
     num_encoders: int = setting(1, "speed", "split: encoder replicas; the fewest when they scale", ge=1)
     max_encoders: int | None = setting(
         None, "speed", "split: scale encoders up to this many; none = always num_encoders", ge=1

@@ -53,7 +53,14 @@ from zscmr_ray.stages import stage_store
 from zscmr_ray.storage import Store
 
 APP_NAME = "zscmr"
-_WIDTHS = ("num_replicas", "max_replicas", "target_ongoing_requests", "num_encoders", "max_encoders")
+_WIDTHS = (
+    "num_replicas",
+    "max_replicas",
+    "target_ongoing_requests",
+    "downscale_delay_s",
+    "num_encoders",
+    "max_encoders",
+)
 
 
 class SearchDeployment(Replica):
@@ -259,6 +266,7 @@ def _deployed(
                 min_replicas=fewest,
                 max_replicas=most,
                 target_ongoing_requests=settings.target_ongoing_requests,
+                downscale_delay_s=settings.downscale_delay_s,
             )
         }
     return serve.deployment(
