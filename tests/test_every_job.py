@@ -97,7 +97,11 @@ def wait_for_end(on: Cluster, job: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_shipped_package_is_the_one_that_runs(nodes: Cluster, clean: Path) -> None:
+def test_a_shipped_package_is_the_one_that_runs(nodes: Cluster, clean: Path, tmp_path: Path) -> None:
+    said = nodes.call("zscmr", "doctor", "--address", nodes.address, "--run", str(tmp_path))
+    assert f"ok   jobs: {nodes.environment['RAY_API_SERVER_ADDRESS']} is this cluster's" in said.stdout, (
+        said.stdout
+    )
     shipped = submit(nodes, "where", ship(clean))
     assert shipped.returncode == 0, shipped.stdout + shipped.stderr
     (said,) = [line for line in shipped.stdout.splitlines() if line.startswith("package:")]

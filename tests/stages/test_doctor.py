@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -225,3 +226,16 @@ def test_a_cluster_that_cannot_be_reached_is_a_finding(
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["ray"]["state"] == "failed" and "127.0.0.1:9" in found["ray"]["said"]
     assert cluster.check_reachable("auto") == []
+
+
+def test_jobs_that_would_run_on_another_ray_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head whose dashboard's port is taken has none; the Ray that has the port takes its jobs."""
+    import ray._private.worker
+
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(session_name="ours"))
+    for session, state in {"ours": OK, "theirs": FAILED}.items():
+        monkeypatch.setattr(cluster, "_session_of", lambda _address, session=session: session)
+        assert states(cluster.check_jobs("http://127.0.0.1:8265")) == {"jobs": state}
+    monkeypatch.undo()
+    assert cluster.check_jobs(None) == []
+    assert states(cluster.check_jobs("http://127.0.0.1:9")) == {"jobs": FAILED}

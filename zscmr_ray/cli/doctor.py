@@ -107,9 +107,10 @@ def _cluster_findings(config: Config) -> list[Finding]:
         with ray_session(config.ray):
             nodes = cluster.check_nodes(config)
             named = cluster.connected_dashboard()
+            jobs = cluster.check_jobs(os.environ.get("RAY_API_SERVER_ADDRESS"))
     except ZscmrError as error:
         return [failed_by("ray", error)]
-    return [*nodes, *cluster.check_dashboards(_known_dashboards() | named)]
+    return [*nodes, *jobs, *cluster.check_dashboards(_known_dashboards() | named)]
 
 
 def _known_dashboards() -> set[str]:

@@ -109,6 +109,28 @@ def connected_dashboard() -> set[str]:
     return {url} if (url := ray._private.worker.get_dashboard_url()) else set()
 
 
+def check_jobs(address: str | None) -> list[Finding]:
+    """Whether jobs sent to an address run on the connected cluster; nothing to say without an address.
+
+    A head that finds its dashboard's port taken goes on without a dashboard, and whoever has the port takes its jobs.
+    """
+    if not address:
+        return []
+    import ray._private.worker
+
+    try:
+        session = _session_of(address)
+    except Exception as error:
+        said = f"{address} takes none: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return [
+            Finding("jobs", FAILED, said, "`ray job list` must answer from here: see RAY_API_SERVER_ADDRESS")
+        ]
+    if session != ray._private.worker._global_node.session_name:
+        remedy = "start the head with another --dashboard-port, and export RAY_API_SERVER_ADDRESS with that"
+        return [Finding("jobs", FAILED, f"{address} is another Ray's: jobs would run there", remedy)]
+    return [Finding("jobs", OK, f"{address} is this cluster's")]
+
+
 def needs_gpu(config: Config) -> bool:
     """Whether a stage of this configuration asks for GPUs."""
     return config.train.use_gpu or bool(config.embed.encoder_gpus or config.preprocess.encoder_gpus)
@@ -120,6 +142,14 @@ def _status(address: str) -> int | None:
         return httpx.get(f"http://{address}/api/jobs/", timeout=_TIMEOUT_S, trust_env=False).status_code
     except httpx.HTTPError:
         return None
+
+
+def _session_of(address: str) -> str:
+    """The name of the Ray session behind a jobs API."""
+    from ray.job_submission import JobSubmissionClient
+
+    found = JobSubmissionClient(address)._do_request("GET", "/api/version").json()
+    return str(found["session_name"])
 
 
 def _outside(address: str) -> str | None:
