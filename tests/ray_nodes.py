@@ -85,6 +85,13 @@ class Node:
             if command.startswith("ray::") and "Agent" not in command
         ]
 
+    def is_at_work(self) -> bool:
+        """Whether one of its workers has a task or an actor."""
+        return any(
+            command.startswith("ray::") and "Agent" not in command and "IDLE" not in command
+            for command in session_pids(self.process.pid).values()
+        )
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every process of the node."""
         for pid in session_pids(self.process.pid):
@@ -150,11 +157,13 @@ class Cluster:
         code = (
             "import json, ray\n"
             f"ray.init({self.address!r}, logging_level='error', log_to_driver=False)\n"
-            "print(json.dumps([n['Resources'] for n in ray.nodes() if n['Alive']]))"
+            "print('nodes:', json.dumps([n['Resources'] for n in ray.nodes() if n['Alive']]))"
         )
         said = self.call(sys.executable, "-c", code)
         assert said.returncode == 0, said.stderr
-        found: list[dict[str, object]] = json.loads(said.stdout.splitlines()[-1])
+        # Ray prints what it has noticed between a driver's own lines.
+        (line,) = [line for line in said.stdout.splitlines() if line.startswith("nodes:")]
+        found: list[dict[str, object]] = json.loads(line.removeprefix("nodes:"))
         return found
 
     def drive(self, stage: str, config: Config, *, log: Path) -> subprocess.Popen[bytes]:

@@ -39,7 +39,7 @@ from zscmr_ray.storage import Store
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]
 
-NUM_SHARDS, ROWS = 12, 40
+NUM_SHARDS, ROWS = 60, 40
 NUM_NODES = 2
 # From a fault to the next shard or resumable step that is safe; a node that does not answer is given up after half of it.
 RECOVERY_LIMIT_S = 300
@@ -143,7 +143,7 @@ def survive(case: Case, on: Cluster, fault: str, *, log: Path, node: Node | None
     driver = on.drive(case.stage, case.config, log=log)
     with contextlib.ExitStack() as stack:
         stack.callback(end_session, driver)
-        wait_until(lambda: case.num_safe() > 0, driver, log)
+        wait_until(lambda: case.num_safe() > 0 and (node or busiest(on)).is_at_work(), driver, log)
         safe, since_s = case.num_safe(), time.monotonic()
         assert safe < 1 << 30, "the stage was over before the fault"
         undo = FAULTS[fault](on, driver, node or busiest(on), stack)
@@ -172,8 +172,8 @@ def survive(case: Case, on: Cluster, fault: str, *, log: Path, node: Node | None
 
 
 def busiest(on: Cluster) -> Node:
-    """The node, not the head, with the most workers."""
-    return max(on.nodes[1:], key=lambda node: len(node.workers()))
+    """The node, not the head, that has work, and of these the one with the most workers."""
+    return max(on.nodes[1:], key=lambda node: (node.is_at_work(), len(node.workers())))
 
 
 def check(case: Case) -> None:
