@@ -196,3 +196,19 @@ def test_nothing_found_is_nan_not_a_warning() -> None:
     nothing = np.zeros(3, np.int64)
     assert np.isnan(metrics.recall_at(nothing, (1,))[1])
     assert np.isnan(metrics.median_rank(nothing))
+
+
+@pytest.mark.parametrize("threads", ["1", "3", "2,1", "", "0"])
+def test_metrics_are_those_of_one_thread(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "SORT_ELEMENTS", 70)
+    rng = np.random.default_rng(5)
+    query, gallery = (rng.integers(-2, 3, (rows, 2)).astype(np.float32) for rows in (40, 30))
+    right = Relevance(*(np.eye(3, dtype=bool)[rng.integers(0, 3, rows)] for rows in (40, 30)))
+    ids = [f"g{row}" for row in range(30)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = metrics.ranking_metrics(query, gallery, relevance=right, gallery_ids=ids)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert metrics.num_threads() == {"1": 1, "3": 3, "2,1": 2}.get(threads, metrics.num_threads())
+    together = metrics.ranking_metrics(query, gallery, relevance=right, gallery_ids=ids)
+    np.testing.assert_array_equal(together.average_precision_Q, alone.average_precision_Q)
+    np.testing.assert_array_equal(together.precision_L, alone.precision_L)

@@ -12,7 +12,9 @@ Legend: Q queries, N gallery, C classes, D embedding, B rows of one block.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,14 +81,32 @@ def score_metrics(
 ) -> RankingMetrics:
     """Return what `ranking_metrics` does for scores that need not be inner products of vectors."""
     ties_N = tie_ranks(gallery_ids)
-    parts = []
-    for start, stop in query_blocks(num_queries, len(gallery_ids)):
-        similarity_BN = scores(start, stop)
-        # What is worked on per hit is several times a cell: a few rows of the block at a time.
-        for first, last in query_blocks(stop - start, len(gallery_ids), num_cells=SORT_ELEMENTS):
-            hits = relevance.hits(start + first, start + last)
-            parts.append(rank_block(similarity_BN[first:last], hits, ties_N=ties_N))
+    parts: list[RankingMetrics] = []
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for start, stop in query_blocks(num_queries, len(gallery_ids)):
+            similarity_BN = scores(start, stop)
+
+            def ranked(
+                rows: tuple[int, int], start: int = start, similarity_BN: FloatArray = similarity_BN
+            ) -> RankingMetrics:
+                first, last = rows
+                hits = relevance.hits(start + first, start + last)
+                return rank_block(similarity_BN[first:last], hits, ties_N=ties_N)
+
+            # What is worked on per hit is several times a cell: a few rows of the block at a time.
+            few_rows = query_blocks(stop - start, len(gallery_ids), num_cells=SORT_ELEMENTS)
+            parts.extend(pool.map(ranked, few_rows))
     return join_blocks(parts)
+
+
+def num_threads() -> int:
+    """How many threads rank: those that the product has, OMP_NUM_THREADS or the CPUs this process may use.
+
+    numpy sorts on one thread, and lets go of Python's lock meanwhile.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdigit() and int(asked) > 0 else cpus
 
 
 def inner_products(query_QD: FloatArray, gallery_ND: FloatArray) -> Scores:

@@ -98,7 +98,7 @@ def _ranks_of_piece(
     if not np.isfinite(sorted_BN[:, [0, -1]]).all():
         require_finite(similarity_BN)
     bits_N: Bits = bits_BN.reshape(-1)
-    place_H = np.flatnonzero((bits_N.astype(np.uint8) & np.uint8(1)).view(np.bool_))
+    place_H = _odd_places(bits_N)
     column_H = place_H - hits.row_H * num_gallery
     rank_H = column_H + 1
     value_H = bits_N[place_H]
@@ -120,17 +120,27 @@ def _ranks_of_piece(
     return rank_H
 
 
+def _odd_places(bits_N: Bits) -> Integers:
+    """Where the lowest bit is set, ascending; few are. Looks at eight numbers at a time: faster than one by one."""
+    whole = len(bits_N) // 8 * 8
+    odd_N = bits_N[:whole].astype(np.uint8)
+    odd_N &= np.uint8(1)
+    eights = np.flatnonzero(odd_N.view(np.uint64) != 0)
+    within = np.flatnonzero(odd_N.reshape(-1, 8)[eights].reshape(-1).view(np.bool_))
+    rest = whole + np.flatnonzero(bits_N[whole:] & np.int32(1))
+    return np.concatenate([eights[within >> 3] * 8 + (within & 7), rest])
+
+
 def _settled(
     line_N: FloatArray, sorted_N: FloatArray, value: np.int32, column_H: Integers, ties_N: Integers
 ) -> Integers:
     """The ranks of one row's hits, ascending, whose score is `value` but for the lowest bit."""
-    turned_N = np.float32(0) - line_N
-    columns = np.flatnonzero((turned_N.view(np.int32) | 1) == value)
-    ordered = columns[np.lexsort((ties_N[columns], turned_N[columns]))]
+    both = np.array([value, value & np.int32(-2)], np.int32).view(np.float32)
+    columns = np.flatnonzero((line_N == -both[0]) | (line_N == -both[1]))
+    ordered = columns[np.lexsort((ties_N[columns], -line_N[columns]))]
     right_N = np.zeros(len(line_N), np.bool_)
     right_N[column_H] = True
-    first = np.array([value, value & -2], np.int32).view(np.float32).min()
-    ahead = int(np.searchsorted(sorted_N, first, side="left"))
+    ahead = int(np.searchsorted(sorted_N, both.min(), side="left"))
     ranks: Integers = ahead + 1 + np.flatnonzero(right_N[ordered])
     return ranks
 
