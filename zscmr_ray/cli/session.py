@@ -35,6 +35,9 @@ RAY_ENVIRONMENT = {
     # A worker idle for a second is ended, and the next commit or decode task starts another: 1.5 CPU-seconds each, a
     # quarter of preprocess on two cores (66 against 88 images/s).
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # Ray otherwise starts workers before it answers a driver, and waits for ever when one of them dies before it has
+    # registered (1 of 55 random kills): the driver hung in `ray.init`.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 INTERRUPTED = 130
