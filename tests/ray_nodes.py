@@ -26,8 +26,7 @@ from zscmr_ray.config.base import Section
 
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
-START_LIMIT_S = 240
-_STARTS = 3
+START_LIMIT_S, _STARTS = 240, 3
 _STORE_BYTES = 100_000_000
 
 
