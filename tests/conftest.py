@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
+from tests.own_ray import own_ray
 from tests.s3_server import s3_bucket, s3_server  # noqa: F401  fixtures
 from zscmr_ray.cli.session import prepare_environment
-from zscmr_ray.config import Config, RaySection
+from zscmr_ray.config import Config
 
 prepare_environment()
 
@@ -34,16 +34,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="module")
 def ray_local() -> Iterator[None]:
     """A Ray of this module's own on two logical CPUs, stopped (only it) at the module's end."""
-    import ray
-
-    from zscmr_ray.cli.session import ray_session
-
-    ray.shutdown()
-    # A short path: the sockets below it must stay under 107 characters.
-    with tempfile.TemporaryDirectory(prefix="zr", ignore_cleanup_errors=True) as folder:
-        section = RaySection(num_cpus=2, object_store_bytes=300_000_000, temp_dir=folder)
-        with ray_session(section):
-            yield
+    with own_ray(num_cpus=2, object_store_bytes=300_000_000):
+        yield
 
 
 @pytest.fixture

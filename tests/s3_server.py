@@ -93,6 +93,14 @@ def environment_set(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
+@contextlib.contextmanager
+def server_with(bucket: str) -> Iterator[S3Server]:
+    """A server of one's own with a bucket, to be killed; the usual AWS variables point at it."""
+    with running_server() as server, environment_set(server.environment):
+        server.make_bucket(bucket)
+        yield server
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """The session's server; the usual AWS variables point at it. Not to be killed: see `running_server`."""

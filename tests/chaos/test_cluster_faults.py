@@ -19,7 +19,7 @@ from tests.chaos.faults import FAULTS, WORDS
 from tests.chaos.tables import note_row
 from tests.pairs_run import write_pairs
 from tests.ray_nodes import Cluster, Node, cluster, network_namespace
-from tests.s3_server import S3Server, environment_set, running_server
+from tests.s3_server import S3Server, server_with
 from tests.stages.corpus import bad_samples, corpus_config, good_samples, write_tar
 from tests.stages.inline_executor import InlineExecutor
 from tests.stages.numbers import digests
@@ -49,8 +49,7 @@ STAGE_LIMIT_S = 1500
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with running_server() as running, environment_set(running.environment):
-        running.make_bucket("faults")
+    with server_with("faults") as running:
         yield running
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.s3_server import S3Server, environment_set, running_server
+from tests.s3_server import S3Server, server_with
 from tests.stages.corpus import bad_samples, corpus_config, good_samples, write_tar
 from tests.stages.driver_process import Driver, driving
 from tests.stages.inline_executor import InlineExecutor
@@ -53,8 +53,7 @@ def expected(corpus: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with running_server() as running, environment_set(running.environment):
-        running.make_bucket("kills")
+    with server_with("kills") as running:
         yield running
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,11 +18,12 @@ import pytest
 import ray
 from ray import serve
 
+from tests.own_ray import own_ray
+from tests.ray_nodes import free_ports
 from tests.serving.imfa_run import imfa_run
-from tests.serving.served import free_port, make_served_run
-from zscmr_ray.cli.session import ray_session
+from tests.serving.served import make_served_run
 from zscmr_ray.client import AsyncClient, Client
-from zscmr_ray.config import Config, RaySection
+from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import APP_NAME, deploy, open_service, running
 from zscmr_ray.serving.releases import publish, rollback
@@ -38,11 +38,8 @@ WAIT_S = 240.0
 @pytest.fixture
 def wide_ray() -> Iterator[None]:
     """A Ray for one test with room for all replicas: Serve keeps the port of whoever started it first."""
-    ray.shutdown()
-    with tempfile.TemporaryDirectory(prefix="zr", ignore_cleanup_errors=True) as folder:
-        section = RaySection(num_cpus=8, object_store_bytes=200_000_000, temp_dir=folder)
-        with ray_session(section):
-            yield
+    with own_ray(num_cpus=8, object_store_bytes=200_000_000):
+        yield
 
 
 class Load:
@@ -203,7 +200,7 @@ def test_the_split_topology_answers_alike_and_says_when_a_shard_is_gone(
 def test_the_reranking_deployment_answers_alike_and_the_first_stage_stands_in_for_it(
     tmp_path: Path, wide_ray: None
 ) -> None:
-    config = vary(imfa_run(tmp_path), recipe="fgan", serve={"port": free_port()})
+    config = vary(imfa_run(tmp_path), recipe="fgan", serve={"port": free_ports(1)[0]})
     body = {"query": {"text": "a picture of kind b"}, "rerank": True, "k": 5, "deadline_ms": 60_000}
     plain = in_process(config, body | {"rerank": False})
     with running(config) as url, Client(url, timeout_s=120.0) as client:

@@ -19,7 +19,7 @@ from tests.chaos.faults import FAULTS, WORDS
 from tests.chaos.load import Load
 from tests.chaos.tables import note_row
 from tests.ray_nodes import Cluster, Node, cluster, network_namespace
-from tests.s3_server import S3Server, environment_set, running_server
+from tests.s3_server import S3Server, server_with
 from tests.serving.served import make_served_run
 from zscmr_ray.config import Config
 
@@ -33,8 +33,7 @@ LIMIT_S = 600
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with running_server() as running, environment_set(running.environment):
-        running.make_bucket("served")
+    with server_with("served") as running:
         yield running
 
 

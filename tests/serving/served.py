@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.embeddings_run import COLOURS, jpeg, write_embeddings
+from tests.ray_nodes import free_ports
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.config import Config
 from zscmr_ray.engine.vector_model import find_model
@@ -20,15 +20,9 @@ from zscmr_ray.stages.index import run_index
 NUM_ITEMS = 6
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def make_served_run(folder: Path | str, *, num_items: int = NUM_ITEMS, **serve: Any) -> Config:
     """Write the run to a folder or URI; `serve` = settings of the service."""
-    config = vary(small_config(str(folder)), recipe="fgan", serve={"port": free_port(), **serve})
+    config = vary(small_config(str(folder)), recipe="fgan", serve={"port": free_ports(1)[0], **serve})
     meta = write_checkpoint(config)
     encoder = ModelEncoder(find_model("checkpoint", own=stage_store(config, "train")), max_pixels=1_000_000)
     pictures = [encoder.decode(jpeg(COLOURS[n % 3])) for n in range(num_items)]

@@ -14,7 +14,8 @@ from PIL import Image
 from ray import serve
 
 from tests.embeddings_run import item_ids, jpeg, write_embeddings
-from tests.serving.served import NUM_ITEMS, free_port, make_served_run
+from tests.ray_nodes import free_ports
+from tests.serving.served import NUM_ITEMS, make_served_run
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
@@ -111,7 +112,9 @@ def test_a_torn_index_is_found_when_the_service_is_opened(served_run: Config, tm
     shutil.rmtree(tmp_path / "releases", ignore_errors=True)
     vectors = tmp_path / "index" / "text" / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:-1])
-    config = vary(served_run, recipe="fgan", data={"run_uri": str(tmp_path)}, serve={"port": free_port()})
+    config = vary(
+        served_run, recipe="fgan", data={"run_uri": str(tmp_path)}, serve={"port": free_ports(1)[0]}
+    )
     with pytest.raises(DataError, match=r"vectors\.npy"):
         open_service(config)
 
