@@ -16,6 +16,8 @@ from typing import Any
 from zscmr_ray.cli.session import prepare_environment
 
 prepare_environment()
+# Ray gives a process as many threads as the CPUs it reserves, one for a replica: what runs in this process has no more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 from contract import report  # noqa: E402

@@ -1,7 +1,7 @@
 """A text query over HTTP, one at a time, against the same encode and search called in process.
 
 Value: (bare p50 + 10 ms) / HTTP p50; at least 1: HTTP, Serve, parsing and JSON together cost at most 10 ms. Bare and HTTP
-take turns in blocks, so that a slow spell of the machine hits both. Every text is new.
+take turns in blocks, so that a slow spell of the machine hits both. Every text is new. Both have the threads of a replica: one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 from zscmr_ray.cli.session import prepare_environment
 
 prepare_environment()
+# Ray gives a process as many threads as the CPUs it reserves, one for a replica: what runs in this process has no more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -28,10 +28,11 @@ def served(config: Config) -> Any:
     """The service on a Ray of this process's own; gives its URL."""
     from zscmr_ray.cli.session import ray_session
     from zscmr_ray.serving.app import running
+    from zscmr_ray.serving.front import http_front
 
     with TemporaryDirectory(prefix="zb", ignore_cleanup_errors=True) as temp:
         section = RaySection(num_cpus=8, object_store_bytes=200_000_000, temp_dir=temp)
-        with ray_session(section), running(config) as url:
+        with http_front(), ray_session(section), running(config) as url:
             yield url
 
 

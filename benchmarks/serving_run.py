@@ -18,6 +18,7 @@ from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
 from zscmr_ray.models.fgan import FganSettings, build_fgan
 from zscmr_ray.recipes import vary
 from zscmr_ray.schema import text_embeddings_schema
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.index import run_index
 
@@ -33,19 +34,10 @@ def texts(count: int, *, seed: int = 0) -> list[str]:
     return [f"{' '.join(rng.choice(WORDS, int(rng.integers(8, 15))))} {number}" for number in range(count)]
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def make_run(folder: Path, *, num_rows: int, **serve: Any) -> Config:
     """A run of the real backbones and an FGAN with its initial weights (training changes no speed), and drawn vectors."""
     config = vary(
-        Config(), recipe="fgan", data={"run_uri": str(folder)}, serve={"port": free_port(), **serve}
+        Config(), recipe="fgan", data={"run_uri": str(folder)}, serve={"port": free_ports(1)[0], **serve}
     )
     image, text = load_image_backbone("efficientnet-lite0"), load_text_backbone("minilm")
     model = build_fgan(FganSettings(image.num_channels, text.num_channels), seed=0)

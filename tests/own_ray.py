@@ -15,10 +15,11 @@ def own_ray(*, num_cpus: int, object_store_bytes: int) -> Iterator[None]:
     import ray
 
     from zscmr_ray.cli.session import ray_session
+    from zscmr_ray.serving.front import http_front
 
     ray.shutdown()
     # A short path: the sockets below it must stay under 107 characters.
     with tempfile.TemporaryDirectory(prefix="zr", ignore_cleanup_errors=True) as folder:
         section = RaySection(num_cpus=num_cpus, object_store_bytes=object_store_bytes, temp_dir=folder)
-        with ray_session(section):
+        with http_front(), ray_session(section):
             yield

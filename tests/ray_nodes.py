@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,22 +22,12 @@ import pytest
 
 from zscmr_ray.config import Config
 from zscmr_ray.config.base import Section
+from zscmr_ray.serving.front import free_ports
 
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
 START_LIMIT_S, _STARTS = 240, 3
 _STORE_BYTES = 100_000_000
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def words_of(config: Config) -> list[str]:

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_nodes import BIN, Cluster, cluster, free_ports
+from tests.ray_nodes import BIN, Cluster, cluster
 from tests.stages.corpus import good_samples, write_tar
 from tests.stages.numbers import digests
 from zscmr_ray.client import Client
 from zscmr_ray.manifest import MANIFEST, require_manifest
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.stages.plane.commit import COMMITS
 from zscmr_ray.storage import Store
 

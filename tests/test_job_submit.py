@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.pairs_run import write_pairs
-from tests.ray_nodes import free_ports
 from tests.stages.corpus import good_samples, write_tar
 from tests.stages.train_process import long_config
 from zscmr_ray.config import Config
 from zscmr_ray.engine.resume import COMPLETE
 from zscmr_ray.manifest import read_manifest
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.storage import Store
 
 ROOT = Path(__file__).parents[1]

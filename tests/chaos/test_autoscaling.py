@@ -19,7 +19,7 @@ import pytest
 from tests.chaos.load import Load
 from tests.chaos.tables import note_row
 from tests.pairs_run import write_pairs
-from tests.ray_nodes import START_LIMIT_S, Cluster, cluster, free_ports
+from tests.ray_nodes import START_LIMIT_S, Cluster, cluster
 from tests.serving.served import make_served_run
 from tests.stages.corpus import corpus_config, good_samples, write_tar
 from tests.stages.small_run import write_checkpoint
@@ -27,6 +27,7 @@ from tests.stages.train_process import long_config
 from zscmr_ray.config import Config
 from zscmr_ray.manifest import MANIFEST
 from zscmr_ray.recipes import vary
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.stages import stage_store
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(1800)]

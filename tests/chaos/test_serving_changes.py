@@ -19,13 +19,13 @@ import ray
 from ray import serve
 
 from tests.own_ray import own_ray
-from tests.ray_nodes import free_ports
 from tests.serving.imfa_run import imfa_run
 from tests.serving.served import make_served_run
 from zscmr_ray.client import AsyncClient, Client
 from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import APP_NAME, deploy, open_service, running
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.serving.releases import publish, rollback
 from zscmr_ray.serving.wire import SearchRequest
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from tests.embeddings_run import COLOURS, jpeg, write_embeddings
-from tests.ray_nodes import free_ports
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.config import Config
 from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.encoder import ModelEncoder
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.stages import stage_store
 from zscmr_ray.stages.index import run_index
 

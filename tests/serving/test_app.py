@@ -14,7 +14,6 @@ from PIL import Image
 from ray import serve
 
 from tests.embeddings_run import item_ids, jpeg, write_embeddings
-from tests.ray_nodes import free_ports
 from tests.serving.served import NUM_ITEMS, make_served_run
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.client import Client
@@ -22,6 +21,7 @@ from zscmr_ray.config import Config
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, ServingError
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import base_url, build_app, open_service, running, start
+from zscmr_ray.serving.front import free_ports
 from zscmr_ray.serving.releases import check_servable
 from zscmr_ray.stages.index import run_index
 

@@ -5,7 +5,6 @@ Everything here is what a user would type: the pipeline's stages, the service, t
 
 from __future__ import annotations
 
-import socket
 import tarfile
 import time
 from collections.abc import Sequence
@@ -45,12 +44,14 @@ NUM_PRINTED = 3
 
 def run_demo(*, run: str, cache: Path, overrides: Sequence[str]) -> None:
     """Build the corpus, run every stage that is not done, ask the service, verify it all, and say where the report is."""
+    from zscmr_ray.serving.front import free_ports, http_front
+
     started_s = time.monotonic()
     shards = build_corpus(cache)
-    port = f"serve.port={_free_port()}"
+    port = f"serve.port={free_ports(1)[0]}"
     settings = [f"data.input_uri={shards}", f"data.run_uri={run}", port, *TRAINING, *overrides]
     config = load_config(overrides=settings).config
-    with ray_session(config.ray):
+    with http_front(), ray_session(config.ray):
         results = {result.stage: result for result in run_stages(config, PIPELINE)}
         from zscmr_ray.serving.app import running
 
@@ -106,9 +107,3 @@ def _picture(shards: Path, key: str) -> bytes:
     raise DataError(
         "the demo corpus lacks a picture", got=key, remedy=f"delete {shards.parent} to make it anew"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -49,10 +49,11 @@ def serve_until_interrupted(config: Config) -> None:
     """Start the service and keep it up until SIGINT or SIGTERM."""
     # Before Ray is started: what cannot be served is said at once.
     from zscmr_ray.serving.app import run_serve
+    from zscmr_ray.serving.front import http_front
     from zscmr_ray.serving.releases import check_servable
 
     check_servable(config)
-    with ray_session(config.ray):
+    with http_front(), ray_session(config.ray):
         run_serve(config, block=True)
 
 
