@@ -1,7 +1,7 @@
 """A text query over HTTP, one at a time, against the same encode and search called in process.
 
 Value: (bare p50 + 10 ms) / HTTP p50; at least 1: HTTP, Serve, parsing and JSON together cost at most 10 ms. Bare and HTTP
-take turns in blocks, so that a slow spell of the machine hits both. Every text is new. Both have the threads of a replica: one.
+take turns in blocks, so that a slow spell of the machine hits both. Every text is new. Both run on one thread, as replicas.
 """
 
 from __future__ import annotations
