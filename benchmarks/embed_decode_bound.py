@@ -15,13 +15,22 @@ from pathlib import Path
 
 from contract import report
 from corpus import pictures, write_folder, write_shards
-from embed_rates import bare_decoding, embed_config, run_bare, run_ours, run_plain, timed, write_untrained
+from embed_rates import (
+    bare_decoding,
+    embed_config,
+    in_turns,
+    run_bare,
+    run_ours,
+    run_plain,
+    timed,
+    write_untrained,
+)
 
 from zscmr_ray.cli.session import ray_session
 from zscmr_ray.config import Config
 from zscmr_ray.storage import Store
 
-NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS, ROUNDS = 32, 384, 2048, 3
+NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS, ROUNDS = 32, 384, 2048, 5
 BAR_PLAIN, BAR_BARE = 3.0, 0.9
 CLIP_RETRIEVAL = (
     "not measured: clip-retrieval 2.45.0 asks for numpy<2, pyarrow<16, pandas<3 and webdataset<0.3, which exclude this "
@@ -44,31 +53,23 @@ def main() -> None:
             for thumbnails in (False, True)
         }
         tars = sorted((folder / "shards").iterdir())
-        shares = [tars[::2], tars[1::2]]
+        halves = [tars[::2], tars[1::2]]
 
         def bare(thumbnail_px: int | None = None) -> float:
-            return run_bare(bare_decoding, shares, num_rows=num_rows, thumbnail_px=thumbnail_px)
+            return run_bare(bare_decoding, halves, num_rows=num_rows, thumbnail_px=thumbnail_px)
 
         def embed(config: Config) -> tuple[float, float]:
             Store(config.data.run_uri).delete_tree("embeddings")
             with ray_session(config.ray):
                 return run_ours(config, num_rows=num_rows)
 
-        # Bare, ours, bare, ours, ..., bare: a machine's own speed drifts by a third within a minute, so that a run is
-        # compared with the mean of its two neighbours.
-        decodings, runs = [timed("bare decoding", bare)], []
-        for _ in range(ROUNDS):
-            runs.append(timed("ours", lambda: embed(configs[False])))
-            decodings.append(timed("bare decoding", bare))
-        rounds = [
-            round(rate / statistics.mean(decodings[at : at + 2]), 3) for at, (rate, _) in enumerate(runs)
-        ]
+        decodings, runs, shares = in_turns(bare, lambda: embed(configs[False]), rounds=ROUNDS)
         ours_thumbnails, _ = timed("ours with thumbnails", lambda: embed(configs[True]))
         decoding_thumbnails = timed("bare decoding with thumbnails", lambda: bare(256))
         with ray_session(configs[False].ray):
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
     ours, decoding = statistics.median(rate for rate, _ in runs), statistics.median(decodings)
-    over_plain, of_bare = ours / max(plain.values()), statistics.median(rounds)
+    over_plain, of_bare = ours / max(plain.values()), statistics.median(shares)
     report(
         name="embed_decode_bound",
         value=over_plain,
@@ -82,7 +83,7 @@ def main() -> None:
             "ours_whole_s_with_start": round(statistics.median(whole_s for _, whole_s in runs), 1),
             "bare_decoding_images_per_s": round(decoding, 1),
             "of_bare_decoding": round(of_bare, 3),
-            "of_bare_decoding_by_round": rounds,
+            "of_bare_decoding_by_round": [round(share, 3) for share in shares],
             "bar_of_bare_decoding": BAR_BARE,
             "plain_ray_images_per_s": {form: round(rate, 1) for form, rate in plain.items()},
             "plain_ray_images": PLAIN_ROWS,

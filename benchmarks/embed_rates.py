@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import queue
+import statistics
 import sys
 import threading
 import time
@@ -104,6 +105,21 @@ def run_ours(config: Config, *, num_rows: int) -> tuple[float, float]:
     ended_s = time.monotonic()
     assert sum(commit.counts["out"] for commit in commits) == num_rows
     return steady_rate(arrivals, ended_s), ended_s - started_s
+
+
+def in_turns(
+    bare: Callable[[], float], ours: Callable[[], tuple[float, float]], *, rounds: int
+) -> tuple[list[float], list[tuple[float, float]], list[float]]:
+    """Bare, ours, bare, ours, ..., bare: the bare rates, what ours gave, and ours over the mean of its two neighbours.
+
+    A machine's own speed drifts by a third within a minute, so that a run is compared with what was measured beside it.
+    """
+    rates, runs = [timed("bare", bare)], []
+    for _ in range(rounds):
+        runs.append(timed("ours", ours))
+        rates.append(timed("bare", bare))
+    shares = [rate / statistics.mean(rates[at : at + 2]) for at, (rate, _) in enumerate(runs)]
+    return rates, runs, shares
 
 
 # -- bare processes ---------------------------------------------------------------------------------------
