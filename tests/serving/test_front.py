@@ -89,8 +89,12 @@ frontend prometheus
     bind :{metrics}
 frontend http_frontend
     bind 127.0.0.1:{port}
-    default_backend replicas
+    use_backend replicas if {{ path_beg /v1 }}
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \'%[path]\' not found."
 backend replicas
+    server python-proxy 127.0.0.1:{stats} check backup
 listen stats
   bind *:{stats}
 """
@@ -111,17 +115,18 @@ def test_what_serve_leaves_open_is_closed_and_no_replica_is_a_503_that_says_when
         script = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
         with subprocess.Popen([script, "-db", "-f", str(config)]) as process:
             try:
-                answer = retried(f"http://127.0.0.1:{port}/v1/search")
+                answers = [retried(f"http://127.0.0.1:{port}{path}") for path in ("/v1/search", "/other")]
                 assert addresses([psutil.Process(process.pid)]) == {
                     ("127.0.0.1", number) for number in (metrics, stats, port)
                 }
                 assert (front_folder() / "admin").stat().st_mode & 0o077 == 0
             finally:
                 process.terminate()
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "1"
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["title"] == "the service is busy"
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["title"] == "the service is busy"
 
 
 def retried(url: str) -> httpx.Response:

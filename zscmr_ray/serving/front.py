@@ -25,10 +25,12 @@ _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 # Paths of sockets are at most 107 characters long, and Serve adds a node's id of 56 to this folder's.
 _FOLDERS = "/tmp"
 # What Serve's template leaves open is closed before HAProxy reads it: statistics and metrics on every interface, an admin
-# socket for every user, and a bare 500 where no replica can answer, in the place of a 503 that says when to come back.
+# socket for every user. Where no replica can answer it says 503 and when to come back, and not a bare 500, or 404 before and
+# after the application; the Python proxy, which says 404 too, is no backup.
 _SCRIPT = """#!/bin/sh
 sed -i -e 's/bind \\*:{stats}$/bind 127.0.0.1:{stats}/' -e 's/bind :{metrics}$/bind 127.0.0.1:{metrics}/' \\
-    -e 's/ mode 666 / mode 600 /' -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {answer}#' "$3" || exit 1
+    -e 's/ mode 666 / mode 600 /' -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {answer}#' \\
+    -e 's/http-request return status 404 .*/http-request deny deny_status 503/' -e '/^ *server .* backup$/d' "$3" || exit 1
 # It ends with the process that started it, however that ends.
 exec {pdeathsig}{binary} "$@"
 """
