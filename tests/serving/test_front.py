@@ -124,7 +124,7 @@ def test_what_serve_leaves_open_is_closed_and_no_replica_is_a_503_that_says_when
                 process.terminate()
     for answer in answers:
         assert answer.status_code == 503
-        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["retry-after"] == "3"
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["title"] == "the service is busy"
 

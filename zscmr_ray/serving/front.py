@@ -19,11 +19,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from zscmr_ray.serving.problems import MEDIA_TYPE, RETRY_AFTER_S, ProblemError, problem_json
+from zscmr_ray.serving.problems import MEDIA_TYPE, ProblemError, problem_json
 
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 # Paths of sockets are at most 107 characters long, and Serve adds a node's id of 56 to this folder's.
 _FOLDERS = "/tmp"
+# A replica that died takes 10 s and more to come again, and a client asks seven times.
+_NO_REPLICA_RETRY_S = 3
 # What Serve's template leaves open is closed before HAProxy reads it: statistics and metrics on every interface, an admin
 # socket for every user. Where no replica can answer it says 503 and when to come back, and not a bare 500, or 404 before and
 # after the application; the Python proxy, which says 404 too, is no backup.
@@ -117,6 +119,6 @@ def _busy_answer() -> bytes:
     body = json.dumps(problem_json(problem, request_id="none")).encode()
     head = (
         f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-        f"Retry-After: {RETRY_AFTER_S}\r\nCache-Control: no-store\r\n\r\n"
+        f"Retry-After: {_NO_REPLICA_RETRY_S}\r\nCache-Control: no-store\r\n\r\n"
     )
     return head.encode() + body
