@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import pytest
 import ray
 from ray import serve
 
+from tests.chaos.load import Load
 from tests.own_ray import own_ray
 from tests.serving.imfa_run import imfa_run
 from tests.serving.served import make_served_run
-from zscmr_ray.client import AsyncClient, Client
+from zscmr_ray.client import Client
 from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import APP_NAME, deploy, open_service, running
@@ -40,40 +40,6 @@ def wide_ray() -> Iterator[None]:
     """A Ray for one test with room for all replicas: Serve keeps the port of whoever started it first."""
     with own_ray(num_cpus=8, object_store_bytes=200_000_000):
         yield
-
-
-class Load:
-    """Requests one after another from several clients until it is stopped; counts versions and failures."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.versions: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self.num_requests = 0
-        self.num_retries = 0
-        self._ended = asyncio.Event()
-
-    async def run(self) -> None:
-        await asyncio.gather(*(self._work(number) for number in range(WORKERS)))
-
-    def stop(self) -> None:
-        self._ended.set()
-
-    async def _work(self, worker: int) -> None:
-        async with AsyncClient(self._url, seed=worker, timeout_s=120.0) as client:
-            number = 0
-            while not self._ended.is_set():
-                number += 1
-                try:
-                    text = f"caption {number % 2} of item {number % 6} {worker}"
-                    answer = await client.search(text=text, target="text", k=2, deadline_ms=60_000)
-                    self.versions[answer.index_version] += 1
-                    assert answer.results and answer.coverage == 1.0
-                except Exception as error:
-                    self.failures.append(repr(error))
-                await asyncio.sleep(0.02)
-            self.num_requests += number
-            self.num_retries += client.num_retries
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -123,44 +89,41 @@ def test_nothing_is_lost_while_the_service_changes(tmp_path: Path, wide_ray: Non
     config = make_served_run(tmp_path / "run")
     other = make_served_run(tmp_path / "other", num_items=9)
 
-    async def scenario(url: str) -> Load:
+    with running(config) as url:
         load = Load(url)
-        task = asyncio.create_task(load.run())
         seen: list[str] = []
 
-        async def change(name: str, made: Callable[[], object]) -> None:
+        def change(name: str, made: Callable[[], object]) -> None:
             began_s = time.monotonic()
-            await asyncio.to_thread(made)
+            made()
             print(f"{name}: {time.monotonic() - began_s:.1f} s, failed so far {len(load.failures)}")
 
-        async def live(name: str, made: Callable[[], object]) -> None:
+        def live(name: str, made: Callable[[], object]) -> None:
             """Make a change and wait until only its version answers."""
-            await change(name, made)
+            change(name, made)
             end_s = time.monotonic() + WAIT_S
             while True:
                 load.versions.clear()
-                await asyncio.sleep(SETTLE_S)
+                time.sleep(SETTLE_S)
                 if len(load.versions) == 1 and (not seen or next(iter(load.versions)) != seen[-1]):
                     break
                 assert time.monotonic() < end_s, load.versions
             seen.append(next(iter(load.versions)))
 
-        await live("start", lambda: None)
-        await change("1 -> 3", lambda: widen(config, 3))
-        await asyncio.to_thread(wait_for, lambda: deployments_counted(url) == ["Search"] * 3)
-        await change("kill", lambda: kill_replica("Search"))
-        await live("swap", lambda: publish(config, source=other))
-        await live("roll back", lambda: rollback(config))
-        assert seen[0] == seen[2] != seen[1]
-        await change("3 -> 1", lambda: widen(config, 1))
-        await asyncio.sleep(SETTLE_S)
-        load.stop()
-        await task
-        return load
-
-    with running(config) as url:
-        load = asyncio.run(scenario(url))
-    print(f"{load.num_requests} requests: failed {len(load.failures)}, asked again {load.num_retries}")
+        load.begin(WORKERS)
+        try:
+            live("start", lambda: None)
+            change("1 -> 3", lambda: widen(config, 3))
+            wait_for(lambda: deployments_counted(url) == ["Search"] * 3)
+            change("kill", lambda: kill_replica("Search"))
+            live("swap", lambda: publish(config, source=other))
+            live("roll back", lambda: rollback(config))
+            assert seen[0] == seen[2] != seen[1]
+            change("3 -> 1", lambda: widen(config, 1))
+            time.sleep(SETTLE_S)
+        finally:
+            load.end(WORKERS)
+    print(f"{load.num_done} requests: failed {len(load.failures)}, asked again {load.num_retries}")
     assert load.failures == []
 
 
