@@ -32,7 +32,7 @@ def served(config: Config) -> Any:
 
     with TemporaryDirectory(prefix="zb", ignore_cleanup_errors=True) as temp:
         section = RaySection(num_cpus=8, object_store_bytes=200_000_000, temp_dir=temp)
-        with http_front(), ray_session(section), running(config) as url:
+        with http_front(section), ray_session(section), running(config) as url:
             yield url
 
 

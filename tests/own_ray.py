@@ -21,5 +21,5 @@ def own_ray(*, num_cpus: int, object_store_bytes: int) -> Iterator[None]:
     # A short path: the sockets below it must stay under 107 characters.
     with tempfile.TemporaryDirectory(prefix="zr", ignore_cleanup_errors=True) as folder:
         section = RaySection(num_cpus=num_cpus, object_store_bytes=object_store_bytes, temp_dir=folder)
-        with http_front(), ray_session(section):
+        with http_front(section), ray_session(section):
             yield

@@ -14,7 +14,7 @@ import pytest
 
 from tests.own_ray import own_ray
 from tests.serving.served import make_served_run
-from zscmr_ray.config import Config
+from zscmr_ray.config import Config, RaySection
 from zscmr_ray.serving.app import running
 from zscmr_ray.serving.front import free_ports, http_front
 
@@ -106,7 +106,7 @@ def test_what_serve_leaves_open_is_closed_and_no_replica_is_a_503_that_says_when
     # Set where another test's Ray is up.
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
     (port,) = free_ports(1)
-    with http_front():
+    with http_front(RaySection()):
         metrics = int(os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"])
         stats = int(os.environ["RAY_SERVE_HAPROXY_STATS_PORT"])
         config = front_folder() / "haproxy.cfg"
@@ -140,8 +140,25 @@ def retried(url: str) -> httpx.Response:
             time.sleep(0.05)
 
 
-def test_a_users_own_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+@pytest.mark.parametrize(("switch", "address"), [("0", None), (None, "127.0.0.1:6379")])
+def test_a_users_own_choice_and_a_ray_that_runs_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, switch: str | None, address: str | None
+) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", switch)
     before = dict(os.environ)
-    with http_front():
+    with http_front(RaySection(address=address)):
         assert dict(os.environ) == before
+
+
+def test_a_folder_that_may_not_hold_programs_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_BINARY_PATH", raising=False)
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).startswith("/tmp/zh"))
+    before = dict(os.environ)
+    with http_front(RaySection()):
+        assert dict(os.environ) == before
+    assert "without HAProxy" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def run_demo(*, run: str, cache: Path, overrides: Sequence[str]) -> None:
     port = f"serve.port={free_ports(1)[0]}"
     settings = [f"data.input_uri={shards}", f"data.run_uri={run}", port, *TRAINING, *overrides]
     config = load_config(overrides=settings).config
-    with http_front(), ray_session(config.ray):
+    with http_front(config.ray), ray_session(config.ray):
         results = {result.stage: result for result in run_stages(config, PIPELINE)}
         from zscmr_ray.serving.app import running
 

