@@ -1,7 +1,6 @@
 """A Ray cluster of `ray start` nodes on this machine, each with its own folder and session: submitted to, and killed.
 
-Nothing here is `ray stop`: a node is ended by the session that its `ray start --block` leads. `Namespace` puts a node
-behind a network of its own, which can be cut.
+Nothing here is `ray stop`: a node is ended by the session that its `ray start --block` leads.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pytest
 
 from zscmr_ray.config import Config
 from zscmr_ray.config.base import Section
@@ -73,12 +70,21 @@ class Node:
             if command.startswith("ray::") and "Agent" not in command
         ]
 
+    def busy(self) -> list[int]:
+        """Its workers that have a task or an actor."""
+        return [
+            pid
+            for pid, command in session_pids(self.process.pid).items()
+            if command.startswith("ray::") and "Agent" not in command and "IDLE" not in command
+        ]
+
     def is_at_work(self) -> bool:
         """Whether one of its workers has a task or an actor."""
-        return any(
-            command.startswith("ray::") and "Agent" not in command and "IDLE" not in command
-            for command in session_pids(self.process.pid).values()
-        )
+        return bool(self.busy())
+
+    def is_up(self) -> bool:
+        """Whether it has its raylet: `ray start --block` sees a second later than we that it is gone."""
+        return self.process.poll() is None and bool(self.pids("/raylet/raylet"))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every process of the node."""
@@ -134,25 +140,25 @@ class Cluster:
 
     def add_node(self, *, num_cpus: int = 1, within: Sequence[str] = (), host: str | None = None) -> Node:
         """Start another node and wait until the cluster has it; `within` is what its command is run by."""
-        count = len(self.alive())
+        # By name: of a node that was just killed the cluster believes for a while that it is alive.
+        before = self.alive()
         words = [f"--address={self.address}", f"--num-cpus={num_cpus}"]
         words += [f"--node-ip-address={host}"] if host is not None else []
-        self.nodes.append(self._start(words, lambda: len(self.alive()) > count, within=within))
+        self.nodes.append(self._start(words, lambda: bool(self.alive() - before), within=within))
         return self.nodes[-1]
 
-    def alive(self) -> list[dict[str, object]]:
-        """The nodes that the cluster says are alive."""
+    def alive(self) -> set[str]:
+        """The ids of the nodes that the cluster says are alive."""
         code = (
             "import json, ray\n"
             f"ray.init({self.address!r}, logging_level='error', log_to_driver=False)\n"
-            "print('nodes:', json.dumps([n['Resources'] for n in ray.nodes() if n['Alive']]))"
+            "print('nodes:', json.dumps([n['NodeID'] for n in ray.nodes() if n['Alive']]))"
         )
         said = self.call(sys.executable, "-c", code)
         assert said.returncode == 0, said.stderr
         # Ray prints what it has noticed between a driver's own lines.
         (line,) = [line for line in said.stdout.splitlines() if line.startswith("nodes:")]
-        found: list[dict[str, object]] = json.loads(line.removeprefix("nodes:"))
-        return found
+        return set(json.loads(line.removeprefix("nodes:")))
 
     def drive(self, stage: str, config: Config, *, log: Path) -> subprocess.Popen[bytes]:
         """Begin a stage as a driver on the cluster, in a process of its own."""
@@ -165,10 +171,10 @@ class Cluster:
     def mend(self, *, num_nodes: int) -> None:
         """Have a head and so many nodes again, whatever was killed."""
         for node in self.nodes[1:]:
-            if node.process.poll() is not None or self.head.process.poll() is not None:
+            if not node.is_up() or not self.head.is_up():
                 node.kill()
                 self.nodes.remove(node)
-        if self.nodes and self.head.process.poll() is not None:
+        if self.nodes and not self.head.is_up():
             self.nodes.pop(0).kill()
         if not self.nodes:
             self.start_head(num_cpus=0)
@@ -234,56 +240,3 @@ def cluster(*, num_nodes: int = 3, num_cpus: int = 1, host: str = "127.0.0.1") -
         finally:
             for node in reversed(found.nodes):
                 node.kill()
-
-
-@dataclass(frozen=True)
-class Namespace:
-    """A network of its own behind a pair of virtual cables; `run` is how a command is run in it."""
-
-    name: str
-    outside: str
-    inside: str
-
-    @property
-    def run(self) -> tuple[str, ...]:
-        """The words before a command."""
-        return ("ip", "netns", "exec", self.name)
-
-    def cut(self) -> None:
-        """Pull the cable."""
-        subprocess.run(["ip", "link", "set", f"{self.name}o", "down"], check=True)
-
-    def mend(self) -> None:
-        """Plug it in again."""
-        subprocess.run(["ip", "link", "set", f"{self.name}o", "up"], check=True)
-
-
-@contextlib.contextmanager
-def network_namespace() -> Iterator[Namespace]:
-    """A network namespace for the length of a block; the test is skipped, saying why, where that is not allowed."""
-    number = os.getpid() % 250 + 1
-    found = Namespace(f"zs{number}", f"10.231.{number}.1", f"10.231.{number}.2")
-    name, outside, inside = found.name, f"{found.name}o", f"{found.name}i"
-    commands = (
-        f"ip netns add {name}",
-        f"ip link add {outside} type veth peer name {inside}",
-        f"ip link set {inside} netns {name}",
-        f"ip addr add {found.outside}/24 dev {outside}",
-        f"ip link set {outside} up",
-        f"ip -n {name} addr add {found.inside}/24 dev {inside}",
-        f"ip -n {name} link set {inside} up",
-        f"ip -n {name} link set lo up",
-    )
-    try:
-        for command in commands:
-            try:
-                done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
-            except FileNotFoundError:
-                pytest.skip("no network namespace may be made here: there is no `ip`")
-            if done.returncode != 0:
-                pytest.skip(f"no network namespace may be made here: {command}: {done.stderr.strip()}")
-        yield found
-    finally:
-        for command in (f"ip netns del {name}", f"ip link del {outside}"):
-            with contextlib.suppress(FileNotFoundError):
-                subprocess.run(command.split(), capture_output=True, check=False)

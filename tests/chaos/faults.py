@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 
 from tests.ray_nodes import Cluster, Node
@@ -17,8 +18,9 @@ Fault = Callable[[Cluster, "subprocess.Popen[bytes]", Node, contextlib.ExitStack
 def kill_worker(
     on: Cluster, driver: subprocess.Popen[bytes], node: Node, stack: contextlib.ExitStack
 ) -> None:
-    for pid in [pid for one in on.nodes for pid in one.workers()][-1:]:
-        os.kill(pid, signal.SIGKILL)
+    # Not an idle one, which nobody would miss.
+    busy = node.busy() or [pid for one in on.nodes for pid in one.busy()]
+    os.kill(busy[-1], signal.SIGKILL)
 
 
 def kill_raylet(
@@ -26,6 +28,8 @@ def kill_raylet(
 ) -> None:
     for pid in node.pids("/raylet/raylet"):
         os.kill(pid, signal.SIGKILL)
+    while node.is_up():
+        time.sleep(0.05)
 
 
 def kill_head(

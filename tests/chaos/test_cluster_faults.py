@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import FAULTS, WORDS
+from tests.chaos.network import network_namespace
 from tests.chaos.tables import note_row
 from tests.pairs_run import write_pairs
-from tests.ray_nodes import Cluster, Node, cluster, network_namespace
+from tests.ray_nodes import Cluster, Node, cluster
 from tests.s3_server import S3Server, server_with
 from tests.stages.corpus import bad_samples, corpus_config, good_samples, write_tar
 from tests.stages.inline_executor import InlineExecutor
