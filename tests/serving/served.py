@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from tests.embeddings_run import COLOURS, jpeg, write_embeddings
 from tests.stages.small_run import small_config, write_checkpoint
@@ -39,3 +40,12 @@ def make_served_run(folder: Path | str, *, num_items: int = NUM_ITEMS, **serve: 
     )
     run_index(config)
     return config
+
+
+def listens_on(process: psutil.Process) -> set[tuple[str, int]]:
+    """The addresses and ports at which a process takes connections."""
+    return {
+        (connection.laddr.ip, connection.laddr.port)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }

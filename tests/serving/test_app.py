@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 from ray import serve
 
 from tests.embeddings_run import item_ids, jpeg, write_embeddings
-from tests.serving.served import NUM_ITEMS, make_served_run
+from tests.serving.served import NUM_ITEMS, listens_on, make_served_run
 from tests.stages.small_run import small_config, write_checkpoint
 from zscmr_ray.client import Client
 from zscmr_ray.config import Config
@@ -89,6 +91,20 @@ def test_search_over_http_by_text_picture_id_and_vector(service_url: str) -> Non
             client.search(vector=[1.0])
         with pytest.raises(DataError, match="larger than the gallery"):
             client.search(id=ids[0], k=NUM_ITEMS + 1)
+
+
+def test_requests_come_through_haproxy_which_is_for_this_machine_and_user_only(service_url: str) -> None:
+    folder = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+    processes = [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "haproxy" and str(folder) in " ".join(process.info["cmdline"] or ())
+    ]
+    listening = set[tuple[str, int]]().union(*(listens_on(process) for process in processes))
+    assert int(service_url.rpartition(":")[2]) in {port for _, port in listening}
+    assert {host for host, _ in listening} == {"127.0.0.1"}
+    (admin,) = folder.glob("*/admin")
+    assert admin.stat().st_mode & 0o077 == 0
 
 
 def test_bad_pictures_over_http_are_refused_with_their_reason(service_url: str) -> None:

@@ -1,80 +1,25 @@
-"""The way in of a service on a Ray of its own: HAProxy, to this machine only, gone when Ray is."""
+"""HAProxy as Serve starts it for us: to this machine only, gone with its parent. In front of a service: test_app.py."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tests.own_ray import own_ray
-from tests.serving.served import make_served_run
-from zscmr_ray.config import Config, RaySection
-from zscmr_ray.serving.app import running
+from tests.serving.served import listens_on
+from zscmr_ray.config import RaySection
 from zscmr_ray.serving.front import free_ports, http_front
 
-pytestmark = pytest.mark.ray
-
 ENDS_IN_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def served_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return make_served_run(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[list[psutil.Process]]:
-    """A Ray of this module's own; gives a list for the processes that must not outlive it."""
-    found: list[psutil.Process] = []
-    with own_ray(num_cpus=2, object_store_bytes=100_000_000):
-        yield found
-    _, alive = psutil.wait_procs(found, timeout=ENDS_IN_S)
-    assert not alive, "HAProxy outlived its Ray"
-
-
-def haproxies() -> list[psutil.Process]:
-    """The HAProxy processes of this block."""
-    folder = str(front_folder())
-    return [
-        process
-        for process in psutil.process_iter(["name", "cmdline"])
-        if process.info["name"] == "haproxy" and folder in " ".join(process.info["cmdline"] or ())
-    ]
-
-
-def addresses(processes: list[psutil.Process]) -> set[tuple[str, int]]:
-    """Where they listen."""
-    return {
-        (connection.laddr.ip, connection.laddr.port)
-        for process in processes
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-
-
-def front_folder() -> Path:
-    return Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
-
-
-def test_requests_come_through_haproxy_which_listens_on_loopback_only(
-    served_run: Config, ray_here: list[psutil.Process]
-) -> None:
-    with running(served_run) as url:
-        question = {"query": {"text": "caption"}, "target": "text", "k": 2}
-        answer = httpx.post(f"{url}/v1/search", json=question, timeout=30.0)
-        assert answer.status_code == 200, answer.text
-        ray_here += haproxies()
-        listening = addresses(ray_here)
-        assert int(url.rpartition(":")[2]) in {port for _, port in listening}
-        assert {host for host, _ in listening} == {"127.0.0.1"}
-        (admin,) = front_folder().glob("*/admin")
-        assert admin.stat().st_mode & 0o077 == 0
 
 
 CONFIG = """global
@@ -100,33 +45,65 @@ listen stats
 """
 
 
-def test_what_serve_leaves_open_is_closed_and_no_replica_is_a_503_that_says_when_to_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Set where another test's Ray is up.
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+@dataclass(frozen=True)
+class Front:
+    """How to start HAProxy as Serve does, with a configuration like Serve's, and where it will listen."""
+
+    command: list[str]
+    port: int
+    others: tuple[int, int]
+    admin: Path
+
+
+@pytest.fixture
+def front(monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"):
+        # Set where another test's Ray is up.
+        monkeypatch.delenv(name, raising=False)
     (port,) = free_ports(1)
     with http_front(RaySection()):
         metrics = int(os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"])
         stats = int(os.environ["RAY_SERVE_HAPROXY_STATS_PORT"])
-        config = front_folder() / "haproxy.cfg"
-        config.write_text(CONFIG.format(folder=front_folder(), metrics=metrics, stats=stats, port=port))
-        (front_folder() / "serves-own.http").write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
-        script = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
-        with subprocess.Popen([script, "-db", "-f", str(config)]) as process:
-            try:
-                answers = [retried(f"http://127.0.0.1:{port}{path}") for path in ("/v1/search", "/other")]
-                assert addresses([psutil.Process(process.pid)]) == {
-                    ("127.0.0.1", number) for number in (metrics, stats, port)
-                }
-                assert (front_folder() / "admin").stat().st_mode & 0o077 == 0
-            finally:
-                process.terminate()
+        config = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+        folder = config.parent
+        config.write_text(CONFIG.format(folder=folder, metrics=metrics, stats=stats, port=port))
+        (folder / "serves-own.http").write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
+        command = [os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
+        yield Front(command, port, (metrics, stats), folder / "admin")
+
+
+def test_what_serve_leaves_open_is_closed_and_no_replica_is_a_503_that_says_when_to_come_back(
+    front: Front,
+) -> None:
+    with subprocess.Popen(front.command) as process:
+        try:
+            answers = [retried(f"http://127.0.0.1:{front.port}{path}") for path in ("/v1/search", "/other")]
+            assert listens_on(psutil.Process(process.pid)) == {
+                ("127.0.0.1", number) for number in (front.port, *front.others)
+            }
+            assert front.admin.stat().st_mode & 0o077 == 0
+        finally:
+            process.terminate()
     for answer in answers:
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "3"
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["title"] == "the service is busy"
+
+
+PARENT = "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(child.pid, flush=True); child.wait()"
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (util-linux) on this machine")
+def test_it_ends_with_the_process_that_started_it(front: Front) -> None:
+    command = [sys.executable, "-c", PARENT, *front.command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        haproxy = psutil.Process(int(parent.stdout.readline()))
+        retried(f"http://127.0.0.1:{front.port}/")
+        parent.kill()
+    _, alive = psutil.wait_procs([haproxy], timeout=ENDS_IN_S)
+    assert not alive
 
 
 def retried(url: str) -> httpx.Response:
