@@ -21,7 +21,7 @@ from tests.pairs_run import (
 from zscmr_ray.data.pairs import PairFeatures, load_pair_features
 from zscmr_ray.data.splits import ClassSplit, count_classes, make_class_split
 from zscmr_ray.engine.base import model_architecture
-from zscmr_ray.engine.fitted import FittedRun, mean_features
+from zscmr_ray.engine.fitted import FittedRun, Rows, mean_features
 from zscmr_ray.engine.run import Outcome
 from zscmr_ray.models.alignment_statistics import PairRows
 from zscmr_ray.models.best import PARTS, Best
@@ -70,7 +70,11 @@ def test_unseen_classes_change_nothing() -> None:
     unseen = np.array([names[0] in split.unseen for names in features.labels])
     regions = features.regions_NRD.copy()
     regions[unseen] = -3.0 * regions[unseen][::-1]
-    other = fit(replace(features, regions_NRD=regions), split)
+    tokens = features.token_values_TD.copy()
+    starts, items = features.token_starts_M1, features.caption_item_M
+    of_unseen = np.repeat(unseen[items], np.diff(starts))
+    tokens[of_unseen] = -2.0 * tokens[of_unseen][::-1]
+    other = fit(replace(features, regions_NRD=regions, token_values_TD=tokens), split)
     assert other.selection == outcome.selection
     for name, value in outcome.weights.items():
         assert torch.equal(other.weights[name], value), name
@@ -90,14 +94,23 @@ def test_no_fold_is_fitted_on_the_classes_that_it_scores(
     fitted: list[set[str]] = []
     original = Best.fit
 
-    def spy(self: Best, rows: PairRows, head: TeacherHead) -> None:
+    def spy(self: Best, rows: PairRows, head: TeacherHead, **inputs: torch.Tensor) -> None:
         fitted.append({features.labels[row_of[image.tobytes()]][0] for image in rows.image_NF})
-        original(self, rows, head)
+        original(self, rows, head, **inputs)
+
+    read: list[set[str]] = []
+    tokens_of = FittedRun._some_tokens
+
+    def spy_tokens(self: FittedRun, captions: Rows) -> torch.Tensor:
+        read.append({features.labels[row][0] for row in features.caption_item_M[captions]})
+        return tokens_of(self, captions)
 
     monkeypatch.setattr(Best, "fit", spy)
+    monkeypatch.setattr(FittedRun, "_some_tokens", spy_tokens)
     outcome = fit(features, split, refit=refit)
     trained = set(split.trained(refit=refit))
     *folds, validated, last = fitted
+    assert read == fitted, "landmarks are drawn from the rows that a model is fitted on"
     assert len(folds) == outcome.selection["folds"] == 3
     held_out = [trained - names for names in folds]
     assert all(names < trained for names in folds)

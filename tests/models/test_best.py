@@ -20,7 +20,7 @@ from zscmr_ray.models.best import PARTS, Best, BestSettings
 from zscmr_ray.models.build import build_model
 from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
 
-F, D, C = 7, 5, 6
+F, D, C, K = 7, 5, 6, 8
 
 
 def make_rows(num: int = 60, seed: int = 0) -> PairRows:
@@ -39,10 +39,31 @@ def make_head(seed: int = 1) -> TeacherHead:
     return TeacherHead(torch.randn(C, F, generator=generator), torch.randn(C, generator=generator), *wordings)
 
 
-def fitted(**settings: float) -> Best:
-    model = Best(BestSettings(F, D, C, **settings))  # type: ignore[arg-type]
-    model.fit(make_rows(), make_head())
+def untrained(**settings: float) -> Best:
+    return Best(BestSettings(F, D, C, num_landmarks=K, **settings))  # type: ignore[arg-type]
+
+
+def fit(model: Best, rows: PairRows) -> Best:
+    """Each text is one token and each image one region: their means."""
+    tokens_ND = torch.from_numpy(rows.text_ND)
+    model.token_kernel.fit(tokens_ND, seed=0)
+    model.set_teacher(make_head())
+    shares_NC = model.region_shares(torch.from_numpy(rows.image_NF)[:, None])
+    model.fit(rows, make_head(), kernel_NK=kernel_of(model, tokens_ND), region_shares_NC=shares_NC)
     return model.eval()
+
+
+def kernel_of(model: Best, tokens_ND: torch.Tensor) -> torch.Tensor:
+    return model.token_kernel(tokens_ND[:, None], torch.ones(len(tokens_ND), dtype=torch.int64))
+
+
+def image_parts(model: Best) -> list[torch.Tensor]:
+    regions = torch.rand(2, 3, F)
+    return model.image_parts(regions.mean(1), model.region_shares(regions))
+
+
+def fitted(**settings: float) -> Best:
+    return fit(untrained(**settings), make_rows())
 
 
 def test_moments_are_those_of_the_equations() -> None:
@@ -90,10 +111,9 @@ def test_a_vector_is_its_weighed_unit_parts_and_no_part_is_left_out() -> None:
     model = fitted()
     image, text = torch.rand(3, 4, F), torch.rand(2, 5, D)
     lengths = torch.tensor([5, 5])
-    parts = [
-        one @ other.T
-        for one, other in zip(model.image_parts(image.mean(1)), model.text_parts(text.mean(1)), strict=True)
-    ]
+    images = model.image_parts(image.mean(1), model.region_shares(image))
+    texts = model.text_parts(text.mean(1), model.token_kernel(text, lengths))
+    parts = [one @ other.T for one, other in zip(images, texts, strict=True)]
     weights = {"named": 4.0, "semantic": 3.0, "seen": 2.0, "contrasted": 1.0}
     model.set_part_weights(weights)
     vectors = model.vectors(model.encode_image(image)), model.vectors(model.encode_text(text, lengths))
@@ -105,6 +125,36 @@ def test_a_vector_is_its_weighed_unit_parts_and_no_part_is_left_out() -> None:
         model.set_part_weights({**weights, name: 0.0})
         without = model.encode_image(image).region_BD @ model.encode_text(text, lengths).region_BD.T  # type: ignore[operator, union-attr]
         assert not torch.allclose(without, expected, atol=1e-3), name
+
+
+def test_the_trained_classes_of_texts_are_told_by_both_inputs_as_if_each_had_a_mean_square_of_1() -> None:
+    rows, model = make_rows(), fitted()
+    tokens_ND = torch.from_numpy(rows.text_ND)
+    text_ND = torch.nn.functional.normalize(tokens_ND, dim=1)
+    kernel_NK = kernel_of(model, tokens_ND)
+    both = [side - side.mean(0) for side in (text_ND, kernel_NK)]
+    both_NE = torch.cat([side / side.square().sum(1).mean().sqrt() for side in both], dim=1)
+    weight_EC, offset_C = discriminants(
+        side_moments(both_NE.numpy(), rows.class_N), rows.class_N, regularisation=0.1, max_classes=128
+    )
+    shares_NC = torch.softmax(
+        (both_NE.double() @ torch.from_numpy(weight_EC) + torch.from_numpy(offset_C)) / 0.25, dim=1
+    ).sqrt()
+    expected = torch.nn.functional.normalize(shares_NC - shares_NC.mean(0), dim=1).float()
+    found = model.text_parts(tokens_ND, kernel_NK)[PARTS.index("seen")]
+    torch.testing.assert_close(found[:, :4], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_an_image_is_named_by_its_mean_and_by_its_single_regions() -> None:
+    model, regions = fitted(), torch.rand(3, 4, F)
+    head, unit = make_head(), torch.nn.functional.normalize
+    logits_BRC = regions @ head.weight_CF.T + head.bias_C
+    shares_BC = torch.softmax(logits_BRC / 3, dim=2).mean(1)
+    torch.testing.assert_close(model.region_shares(regions), shares_BC)
+    of_mean_BC = torch.softmax(logits_BRC.mean(1) / 3, dim=1).sqrt() - model.fitted["image_named_mean"]
+    of_regions_BC = shares_BC.sqrt() - model.fitted["regions_named_mean"]
+    expected = unit(unit(of_mean_BC, dim=1) + unit(of_regions_BC, dim=1), dim=1)
+    torch.testing.assert_close(model.image_parts(regions.mean(1), shares_BC)[0], expected)
 
 
 def test_padding_does_not_count() -> None:
@@ -136,13 +186,13 @@ def test_logits_come_from_the_regions_as_the_backbone_s_do() -> None:
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
-    model, rows = Best(BestSettings(F, D, C)), make_rows()
+    model, rows = untrained(), make_rows()
     with pytest.raises(DataError, match="too few pairs"):
-        model.fit(PairRows(rows.image_NF[:2], rows.text_ND[:2], rows.class_N[:2]), make_head())
+        fit(model, PairRows(rows.image_NF[:2], rows.text_ND[:2], rows.class_N[:2]))
     broken = rows.image_NF.copy()
     broken[3, 1] = np.nan
     with pytest.raises(DataError, match="finite"):
-        model.fit(PairRows(broken, rows.text_ND, rows.class_N), make_head())
+        fit(model, PairRows(broken, rows.text_ND, rows.class_N))
     with pytest.raises(ConfigError, match="teacher"):
         Best(BestSettings(F, D, 0))
     for weights in ({"named": 1.0}, dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, -1.0)):
@@ -153,10 +203,9 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 def test_few_rows_and_rows_without_classes_are_fitted() -> None:
     """Where no class has two rows the part of the trained classes is nothing."""
     rows = make_rows(num=4)
-    model = Best(BestSettings(F, D, C))
-    model.fit(PairRows(rows.image_NF, rows.text_ND, np.arange(4)), make_head())
+    model = fit(untrained(), PairRows(rows.image_NF, rows.text_ND, np.arange(4)))
     seen = PARTS.index("seen")
-    parts = model.image_parts(torch.rand(2, F))
+    parts = image_parts(model)
     assert all(torch.isfinite(part).all() for part in parts)
     assert not parts[seen].any()
-    assert fitted().image_parts(torch.rand(2, F))[seen].norm(dim=1).allclose(torch.ones(2))
+    assert image_parts(fitted())[seen].norm(dim=1).allclose(torch.ones(2))

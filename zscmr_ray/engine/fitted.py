@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from zscmr_ray.config import Config
 from zscmr_ray.data.pairs import PairFeatures
@@ -26,11 +27,12 @@ from zscmr_ray.data.splits import ClassSplit, check_no_leak, rows_of
 from zscmr_ray.engine.checkpoint import BackboneRecord, check_backbone
 from zscmr_ray.engine.run import Outcome, held_out_rows, trained_rows
 from zscmr_ray.engine.validation import Validator
-from zscmr_ray.models.alignment_statistics import PairRows
+from zscmr_ray.models.alignment_statistics import PairRows, check_rows
 from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
 from zscmr_ray.models.best import DEFAULT_WEIGHTS, PARTS, Best
 from zscmr_ray.models.build import build_model
 from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
+from zscmr_ray.models.topk import token_mask
 from zscmr_ray.retrieval.ordering import tie_ranks
 from zscmr_ray.retrieval.part_weights import PartFold, choose_part_weights, shrunk
 from zscmr_ray.retrieval.searches import Corpus
@@ -41,6 +43,8 @@ QUERY_FRACTION = 0.3
 # How far the weights go from the start to what the folds say; chosen in nested folds (docs/science.md).
 FOLD_SHARE = 1 / 3
 _BLOCK_ROWS = 256
+# Landmarks are drawn from the tokens of at most so many captions.
+MAX_LANDMARK_CAPTIONS = 4096
 Rows = npt.NDArray[np.int64]
 
 
@@ -84,6 +88,7 @@ class FittedRun:
         self.stream = sys.stderr if stream is None else stream
         self.refits = config.train.refit and bool(split.pseudo_unseen)
         self.image_NF, self.text_MD = mean_features(features)
+        self.shares_NC = self._region_shares()
 
     def run(self) -> Outcome:
         """Choose the weights, validate, fit. Raises DataError for rows that cannot be fitted."""
@@ -145,8 +150,10 @@ class FittedRun:
         place_N[items] = np.arange(len(items))
         captions = np.flatnonzero(place_N[features.caption_item_M] >= 0)
         with torch.inference_mode():
-            image = model.image_parts(torch.from_numpy(self.image_NF[items]))
-            text = model.text_parts(torch.from_numpy(self.text_MD[captions]))
+            image = model.image_parts(
+                torch.from_numpy(self.image_NF[items]), torch.from_numpy(self.shares_NC[items])
+            )
+            text = model.text_parts(torch.from_numpy(self.text_MD[captions]), self._kernel(model, captions))
         return PartFold(
             image={name: part.numpy() for name, part in zip(PARTS, image, strict=True)},
             text={name: part.numpy() for name, part in zip(PARTS, text, strict=True)},
@@ -186,10 +193,44 @@ class FittedRun:
         items = features.caption_item_M[captions]
         model = build_model(self.architecture)
         assert isinstance(model, Best), "FittedRun fits `best`"
+        fitted = PairRows(self.image_NF[items], self.text_MD[captions], _class_numbers(features, items))
+        check_rows(fitted)
+        model.token_kernel.fit(self._some_tokens(captions), seed=self.config.train.seed)
         model.fit(
-            PairRows(self.image_NF[items], self.text_MD[captions], _class_numbers(features, items)), self.head
+            fitted,
+            self.head,
+            kernel_NK=self._kernel(model, captions),
+            region_shares_NC=torch.from_numpy(self.shares_NC[items]),
         )
         return model.eval()
+
+    def _region_shares(self) -> npt.NDArray[np.float32]:
+        """What the classifier says of every item's regions, averaged [N, C], a block at a time."""
+        model = build_model(self.architecture)
+        assert isinstance(model, Best), "FittedRun fits `best`"
+        model.set_teacher(self.head)
+        rows = np.arange(len(self.features))
+        with torch.inference_mode():
+            blocks = [
+                model.region_shares(self.features.image_inputs(rows[start : start + _BLOCK_ROWS])).numpy()
+                for start in range(0, len(rows), _BLOCK_ROWS)
+            ]
+        return np.concatenate(blocks)
+
+    def _some_tokens(self, captions: Rows) -> Tensor:
+        """The tokens [T, D] of some captions, or of a part of them that lies evenly."""
+        places = np.linspace(0, len(captions) - 1, min(len(captions), MAX_LANDMARK_CAPTIONS)).astype(int)
+        tokens_BLD, lengths_B = self.features.padded_tokens(captions[places])
+        return tokens_BLD[token_mask(lengths_B, tokens_BLD.shape[1])]
+
+    @torch.no_grad()
+    def _kernel(self, model: Best, captions: Rows) -> Tensor:
+        """What the model's token kernel says of some captions [M, K], a block at a time."""
+        blocks = [
+            model.token_kernel(*self.features.padded_tokens(captions[start : start + _BLOCK_ROWS]))
+            for start in range(0, len(captions), _BLOCK_ROWS)
+        ]
+        return torch.cat(blocks)
 
     def _say(self, text: str) -> None:
         print(f"train: {text}", file=self.stream, flush=True)

@@ -1,20 +1,23 @@
-"""`best`, this project's own method for unseen classes: four alignments joined into one vector a side.
+"""`best`, this project's own method for unseen classes: alignments of both sides joined into one vector a side.
 
-With x the mean region, l = H x + b the classifier's logits over its C named classes, y the unit mean token, u_c, v_c and w_c
-the unit sentence vectors of class c's name with its synonyms, alone, and in a prompt, ~ a value centred on the training rows:
+With x the mean region, l = H x + b the classifier's logits over its C named classes and l_r those of region r, y the unit
+mean token, k the text by its single tokens (token_kernel.py), u_c, v_c and w_c the unit sentence vectors of class c's name
+with its synonyms, alone, and in a prompt, ~ a value centred on the training rows:
 
-    named       image sqrt(softmax(l / 3)) ~             text named_texts.py: by the names, and by what images taught
-    semantic    image sum_c softmax(l / 3)_c u_c ~       text y ~                                (ConSE, centred)
-    seen        image sqrt(softmax(4 d(x))) ~            text sqrt(softmax(4 d(y))) ~            d: linear discriminants
-                                                                                                 of the trained classes
-    contrasted  image f(x~)                              text g(y~)                              contrasted.py: two towers
+    named       image sqrt(softmax(l / 3)) ~ + sqrt(mean_r softmax(l_r / 3)) ~    text named_texts.py: by the names, and by
+                                                                                  what images taught
+    semantic    image sum_c softmax(l / 3)_c u_c ~                                text y ~                  (ConSE, centred)
+    seen        image seen_classes.py of x ~                                      text the same of [y ~, k ~]
+    contrasted  image f(x ~)                                                      text g([y ~, k ~])        contrasted.py
 
+Both summands of `named` are made unit first, and in [y ~, k ~] each has a mean square of 1 over the training rows.
 An unseen class is told by what it looks and reads like: by the classifier's classes, whose names the text model knows, and
 by the trained ones. Each part is a unit vector p_b, the vector [sqrt(w_b) p_b] has norm 1, and an inner product is
 sum_b w_b cos_b. Fitted in seconds, all but the towers in closed form; the weights w_b are chosen on pseudo-unseen classes
 (engine/fitted.py). The logits are recomputed from the regions, so that cached features and pixels give the same vector.
 
-Legend: B batch, R regions, L tokens, F image channels, D text channels, C teacher classes, S trained classes, N pairs.
+Legend: B batch, R regions, L tokens, F image channels, D text channels, K landmarks, C teacher classes, N pairs,
+E = D + K.
 """
 
 from __future__ import annotations
@@ -30,16 +33,13 @@ from torch.nn import functional
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.losses.relations import Relations
-from zscmr_ray.models.alignment_statistics import (
-    PairRows,
-    check_rows,
-    discriminants,
-    side_moments,
-)
+from zscmr_ray.models.alignment_statistics import PairRows, check_rows, side_moments
 from zscmr_ray.models.base import REGION, AlignmentModel, SideOutput, VectorBlock
 from zscmr_ray.models.contrasted import Contrasted, ContrastedSettings
 from zscmr_ray.models.named_texts import NamedTexts
 from zscmr_ray.models.noise import RowNoise
+from zscmr_ray.models.seen_classes import SeenClasses
+from zscmr_ray.models.token_kernel import TokenKernel
 from zscmr_ray.models.trunks import masked_mean
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ class BestSettings:
     taught_share: float = 0.2
     taught_regularisation: float = 1.0
     seen_temperature: float = 0.25
-    seen_regularisation: float = 1.0
+    seen_image_regularisation: float = 1.0
+    seen_text_regularisation: float = 0.1
     max_seen_classes: int = 128
     class_share: float = 0.5
+    num_landmarks: int = 512
+    token_kernel_width: float = 0.2
     contrasted_width: int = 256
 
     @property
@@ -93,21 +96,18 @@ class Best(AlignmentModel):
             )
         self.settings = settings
         image, text, classes = settings.image_channels, settings.text_channels, settings.num_classes
-        seen = settings.max_seen_classes
+        landmarks = settings.num_landmarks
         shapes = {
             "head_weight": (classes, image),
             "head_bias": (classes,),
             "names": (classes, text),
             "image_mean": (image,),
             "text_mean": (text,),
-            "image_seen": (image, seen),
-            "image_seen_bias": (seen,),
-            "text_seen": (text, seen),
-            "text_seen_bias": (seen,),
+            "kernel_mean": (landmarks,),
+            "text_spread": (2,),
             "image_named_mean": (classes,),
+            "regions_named_mean": (classes,),
             "semantic_mean": (text,),
-            "image_seen_mean": (seen,),
-            "text_seen_mean": (seen,),
         }
         self.fitted = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape), requires_grad=False) for name, shape in shapes.items()}
@@ -124,7 +124,16 @@ class Best(AlignmentModel):
             name_temperature=settings.name_temperature,
             teacher_temperature=settings.teacher_temperature,
         )
-        self.contrasted = Contrasted(ContrastedSettings(image, text, width=settings.contrasted_width))
+        self.token_kernel = TokenKernel(text, num_landmarks=landmarks, width=settings.token_kernel_width)
+        self.image_seen, self.text_seen = (
+            SeenClasses(
+                channels, max_classes=settings.max_seen_classes, temperature=settings.seen_temperature
+            )
+            for channels in (image, text + landmarks)
+        )
+        self.contrasted = Contrasted(
+            ContrastedSettings(image, text + landmarks, width=settings.contrasted_width)
+        )
         self.part_weights = nn.Parameter(torch.tensor(DEFAULT_WEIGHTS), requires_grad=False)
 
     @property
@@ -132,22 +141,23 @@ class Best(AlignmentModel):
         """One block: the parts' weights are fixed, and in the vector."""
         return (VectorBlock(REGION, 0, sum(self.settings.widths)),)
 
-    def fit(self, rows: PairRows, head: TeacherHead) -> None:
-        """Fit every part on mean regions and mean tokens of training pairs. Raises DataError for rows that do not do."""
+    def set_teacher(self, head: TeacherHead) -> None:
+        """Take the classifier, which `region_shares` and `fit` need."""
+        self._set(head_weight=head.weight_CF, head_bias=head.bias_C, names=head.name_CD)
+
+    def fit(self, rows: PairRows, head: TeacherHead, *, kernel_NK: Tensor, region_shares_NC: Tensor) -> None:
+        """Fit every part on mean regions and mean tokens of training pairs.
+
+        `kernel_NK` is what `token_kernel`, fitted before, says of their texts, `region_shares_NC` what `region_shares`
+        says of their images. Raises DataError for rows that do not do.
+        """
         check_rows(rows)
-        settings = self.settings
+        settings, class_N = self.settings, rows.class_N
+        self.set_teacher(head)
         image_NF = torch.from_numpy(rows.image_NF).float()
         text_ND = functional.normalize(torch.from_numpy(rows.text_ND).float(), dim=1)
-        self._set(
-            head_weight=head.weight_CF,
-            head_bias=head.bias_C,
-            names=head.name_CD,
-        )
         logits_NC = self._logits(image_NF)
-        image, text, teacher = (
-            side_moments(side.numpy(), rows.class_N) for side in (image_NF, text_ND, logits_NC)
-        )
-        self._set(image_mean=image.mean_D, text_mean=text.mean_D)
+        text, teacher = (side_moments(side.numpy(), class_N) for side in (text_ND, logits_NC))
         self.named_texts.fit(
             text,
             teacher,
@@ -156,20 +166,21 @@ class Best(AlignmentModel):
             taught_regularisation=settings.taught_regularisation,
             class_share=settings.class_share,
         )
-        for name, side in (("image", image), ("text", text)):
-            weight_DS, offset_S = discriminants(
-                side,
-                rows.class_N,
-                regularisation=settings.seen_regularisation,
-                max_classes=settings.max_seen_classes,
-            )
-            # Columns without a class never get a share.
-            bias_S = torch.full((settings.max_seen_classes,), -torch.inf)
-            bias_S[: len(offset_S)] = torch.from_numpy(offset_S).float()
-            self._set(**{f"{name}_seen": torch.from_numpy(weight_DS), f"{name}_seen_bias": bias_S})
-        image_NF, text_ND = image_NF - self.fitted["image_mean"], text_ND - self.fitted["text_mean"]
-        self.contrasted.fit(rows, image_NF, text_ND)
-        self._centre(logits_NC, image_NF, text_ND)
+        self._set(
+            image_mean=_mean(image_NF),
+            text_mean=_mean(text_ND),
+            kernel_mean=_mean(kernel_NK),
+            image_named_mean=_mean(self._shares(logits_NC)),
+            regions_named_mean=_mean(region_shares_NC.sqrt()),
+            semantic_mean=_mean(self._semantic(logits_NC)),
+        )
+        image_NF = image_NF - self.fitted["image_mean"]
+        spreads = [_spread(text_ND - text_ND.mean(0)), _spread(kernel_NK - kernel_NK.mean(0))]
+        self._set(text_spread=torch.stack(spreads))
+        both_NE = self._both(text_ND - self.fitted["text_mean"], kernel_NK)
+        self.image_seen.fit(image_NF, class_N, regularisation=settings.seen_image_regularisation)
+        self.text_seen.fit(both_NE, class_N, regularisation=settings.seen_text_regularisation)
+        self.contrasted.fit(rows, image_NF, both_NE)
 
     def set_part_weights(self, weights: Mapping[str, float]) -> None:
         """Weigh the parts, by name; the sum is made 1. Raises ConfigError for other names, or no positive weight."""
@@ -182,38 +193,52 @@ class Best(AlignmentModel):
             )
         self.part_weights.data = (values / values.sum()).float()
 
-    def image_parts(self, mean_BF: Tensor) -> list[Tensor]:
-        """Return the unit parts of images' mean regions [B, F], in the order of PARTS."""
+    def region_shares(self, regions_BRF: Tensor) -> Tensor:
+        """Return the classifier's shares of each region, averaged: [B, C]."""
+        logits_BRC = self._logits(regions_BRF.float())
+        return torch.softmax(logits_BRC / self.settings.teacher_temperature, dim=2).mean(dim=1)
+
+    def image_parts(self, mean_BF: Tensor, region_shares_BC: Tensor) -> list[Tensor]:
+        """Return the unit parts of images' mean regions [B, F] and region shares [B, C], in the order of PARTS."""
         fitted, logits_BC = self.fitted, self._logits(mean_BF)
         centred_BF = mean_BF - fitted["image_mean"]
-        return _units(
+        named = _units(
             [
                 self._shares(logits_BC) - fitted["image_named_mean"],
+                region_shares_BC.sqrt() - fitted["regions_named_mean"],
+            ]
+        )
+        return _units(
+            [
+                named[0] + named[1],
                 self._semantic(logits_BC) - fitted["semantic_mean"],
-                self._seen(centred_BF, "image") - fitted["image_seen_mean"],
+                self.image_seen(centred_BF),
                 self.contrasted.image(centred_BF),
             ]
         )
 
-    def text_parts(self, mean_BD: Tensor) -> list[Tensor]:
-        """Return the unit parts of captions' mean tokens [B, D], in the order of PARTS."""
-        fitted = self.fitted
-        centred_BD = functional.normalize(mean_BD, dim=1) - fitted["text_mean"]
-        seen_BS = self._seen(centred_BD, "text") - fitted["text_seen_mean"]
-        return _units([self.named_texts(centred_BD), centred_BD, seen_BS, self.contrasted.text(centred_BD)])
+    def text_parts(self, mean_BD: Tensor, kernel_BK: Tensor) -> list[Tensor]:
+        """Return the unit parts of captions' mean tokens [B, D] and token kernels [B, K], in the order of PARTS."""
+        centred_BD = functional.normalize(mean_BD, dim=1) - self.fitted["text_mean"]
+        both_BE = self._both(centred_BD, kernel_BK)
+        return _units(
+            [self.named_texts(centred_BD), centred_BD, self.text_seen(both_BE), self.contrasted.text(both_BE)]
+        )
 
     def encode_image(self, regions_BRD: Tensor, *, noise: RowNoise | None = None) -> SideOutput:
-        """Encode region features [B, R, image_channels] by their mean."""
+        """Encode region features [B, R, image_channels] by their mean, and by what the classifier says of each."""
         del noise
-        return SideOutput(region_BD=self._joined(self.image_parts(regions_BRD.float().mean(dim=1))))
+        mean_BF, shares_BC = regions_BRD.float().mean(dim=1), self.region_shares(regions_BRD)
+        return SideOutput(region_BD=self._joined(self.image_parts(mean_BF, shares_BC)))
 
     def encode_text(
         self, tokens_BLD: Tensor, lengths_B: Tensor, *, noise: RowNoise | None = None
     ) -> SideOutput:
-        """Encode token states [B, L, text_channels] by the mean of the true ones."""
+        """Encode token states [B, L, text_channels] by the mean of the true ones, and by each for itself."""
         del noise
-        mean_BD = masked_mean(tokens_BLD.float(), lengths_B.to(tokens_BLD.device))
-        return SideOutput(region_BD=self._joined(self.text_parts(mean_BD)))
+        lengths_B = lengths_B.to(tokens_BLD.device)
+        parts = self.text_parts(masked_mean(tokens_BLD, lengths_B), self.token_kernel(tokens_BLD, lengths_B))
+        return SideOutput(region_BD=self._joined(parts))
 
     def loss(
         self, image: SideOutput, text: SideOutput, relations: Relations, prior_logits_BC: Tensor | None = None
@@ -225,17 +250,8 @@ class Best(AlignmentModel):
         """The settings as plain values, with "method"."""
         return {"method": "best", **asdict(self.settings)}
 
-    def _centre(self, logits_NC: Tensor, image_NF: Tensor, text_ND: Tensor) -> None:
-        """Set the means that the parts are centred by: of the training rows, never of what is searched."""
-        self._set(
-            image_named_mean=_mean(self._shares(logits_NC)),
-            semantic_mean=_mean(self._semantic(logits_NC)),
-            image_seen_mean=_mean(self._seen(image_NF, "image")),
-            text_seen_mean=_mean(self._seen(text_ND, "text")),
-        )
-
-    def _logits(self, mean_BF: Tensor) -> Tensor:
-        return functional.linear(mean_BF, self.fitted["head_weight"], self.fitted["head_bias"])
+    def _logits(self, features: Tensor) -> Tensor:
+        return functional.linear(features, self.fitted["head_weight"], self.fitted["head_bias"])
 
     def _shares(self, logits_BC: Tensor) -> Tensor:
         return torch.softmax(logits_BC / self.settings.teacher_temperature, dim=1).sqrt()
@@ -244,12 +260,10 @@ class Best(AlignmentModel):
         shares_BC = torch.softmax(logits_BC / self.settings.teacher_temperature, dim=1)
         return functional.normalize(shares_BC @ self.fitted["names"], dim=1)
 
-    def _seen(self, centred_BD: Tensor, side: str) -> Tensor:
-        bias_S = self.fitted[f"{side}_seen_bias"]
-        logits_BS = centred_BD @ self.fitted[f"{side}_seen"] + bias_S
-        # No class at all (a corpus without labels): every share is 0, and so is the part.
-        shares_BS = torch.softmax(logits_BS / self.settings.seen_temperature, dim=1).sqrt()
-        return torch.where(torch.isfinite(bias_S), shares_BS, torch.zeros_like(shares_BS))
+    def _both(self, centred_BD: Tensor, kernel_BK: Tensor) -> Tensor:
+        """Centred mean tokens and token kernels beside each other [B, E], each with its spread made 1."""
+        text, kernel = self.fitted["text_spread"]
+        return torch.cat([centred_BD / text, (kernel_BK - self.fitted["kernel_mean"]) / kernel], dim=1)
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         roots_P = self.part_weights.sqrt()
@@ -257,11 +271,7 @@ class Best(AlignmentModel):
 
     def _set(self, **values: Tensor | npt.NDArray[Any]) -> None:
         for name, value in values.items():
-            tensor, place = torch.as_tensor(value).detach().float(), self.fitted[name]
-            whole = torch.zeros_like(place.data)
-            # Fewer directions or classes than columns: the rest stays zero.
-            whole[tuple(slice(size) for size in tensor.shape)] = tensor
-            place.data = whole
+            self.fitted[name].data = torch.as_tensor(value).detach().float().clone()
 
 
 def _units(parts: Sequence[Tensor]) -> list[Tensor]:
@@ -270,3 +280,8 @@ def _units(parts: Sequence[Tensor]) -> list[Tensor]:
 
 def _mean(rows_ND: Tensor) -> Tensor:
     return rows_ND.double().mean(0)
+
+
+def _spread(centred_ND: Tensor) -> Tensor:
+    """The root mean square length of rows, with a floor for rows that are all alike."""
+    return centred_ND.square().sum(1).mean().sqrt().clamp_min(1e-12)
