@@ -54,7 +54,10 @@ def fit(model: Best, rows: PairRows) -> Best:
 
 
 def kernel_of(model: Best, tokens_ND: torch.Tensor) -> torch.Tensor:
-    return model.token_kernel(tokens_ND[:, None], torch.ones(len(tokens_ND), dtype=torch.int64))
+    found_NK: torch.Tensor = model.token_kernel(
+        tokens_ND[:, None], torch.ones(len(tokens_ND), dtype=torch.int64)
+    )
+    return found_NK
 
 
 def image_parts(model: Best) -> list[torch.Tensor]:

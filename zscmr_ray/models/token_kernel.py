@@ -19,6 +19,7 @@ Legend: B batch, L text tokens, D text channels, T training tokens, K landmarks.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -79,7 +80,7 @@ def _draw(unit_TD: Tensor, num: int, *, seed: int) -> list[int]:
     return chosen
 
 
-def _distance(unit_TD: Tensor, rows: list[int]) -> np.ndarray:
+def _distance(unit_TD: Tensor, rows: list[int]) -> npt.NDArray[np.float64]:
     """Of each token to the nearest of some, as 1 - cosine; 0 where it is one of them but for rounding."""
     far_T = 1 - (unit_TD @ unit_TD[rows].T).amax(dim=1).double().numpy()
     return np.where(far_T < 1e-6, 0.0, far_T)
