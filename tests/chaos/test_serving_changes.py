@@ -127,6 +127,23 @@ def test_nothing_is_lost_while_the_service_changes(tmp_path: Path, wide_ray: Non
     assert load.failures == []
 
 
+def test_replicas_come_with_the_requests_and_go_with_them(tmp_path: Path, wide_ray: None) -> None:
+    config = make_served_run(
+        tmp_path / "run", max_replicas=3, target_ongoing_requests=0.5, downscale_delay_s=5.0
+    )
+    with running(config) as url:
+        load = Load(url)
+        assert num_running("Search") == 1
+        load.begin(2 * WORKERS)
+        try:
+            wait_for(lambda: num_running("Search") == 3)
+        finally:
+            load.end(2 * WORKERS)
+        wait_for(lambda: num_running("Search") == 1)
+    print(f"{load.num_done} requests: failed {len(load.failures)}, asked again {load.num_retries}")
+    assert load.failures == []
+
+
 def in_process(config: Config, body: dict[str, Any]) -> dict[str, Any]:
     """The answer of the fused service in this process, without its times."""
     service = open_service(config)
