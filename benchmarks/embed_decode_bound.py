@@ -19,16 +19,14 @@ from embed_rates import (
     bare_decoding,
     embed_config,
     in_turns,
+    run_anew,
     run_bare,
-    run_ours,
     run_plain,
     timed,
     write_untrained,
 )
 
 from zscmr_ray.cli.session import ray_session
-from zscmr_ray.config import Config
-from zscmr_ray.storage import Store
 
 NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS, ROUNDS = 32, 384, 2048, 5
 BAR_PLAIN, BAR_BARE = 3.0, 0.9
@@ -58,17 +56,15 @@ def main() -> None:
         def bare(thumbnail_px: int | None = None) -> float:
             return run_bare(bare_decoding, halves, num_rows=num_rows, thumbnail_px=thumbnail_px)
 
-        def embed(config: Config) -> tuple[float, float]:
-            Store(config.data.run_uri).delete_tree("embeddings")
-            with ray_session(config.ray):
-                return run_ours(config, num_rows=num_rows)
-
-        decodings, runs, shares = in_turns(bare, lambda: embed(configs[False]), rounds=ROUNDS)
-        ours_thumbnails, _ = timed("ours with thumbnails", lambda: embed(configs[True]))
+        decodings, runs, beside = in_turns(
+            bare, lambda: run_anew(configs[False], num_rows=num_rows), rounds=ROUNDS
+        )
+        ours_thumbnails, _ = timed("ours with thumbnails", lambda: run_anew(configs[True], num_rows=num_rows))
         decoding_thumbnails = timed("bare decoding with thumbnails", lambda: bare(256))
         with ray_session(configs[False].ray):
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
     ours, decoding = statistics.median(rate for rate, _ in runs), statistics.median(decodings)
+    shares = [rate / near for (rate, _), near in zip(runs, beside, strict=True)]
     over_plain, of_bare = ours / max(plain.values()), statistics.median(shares)
     report(
         name="embed_decode_bound",

@@ -20,15 +20,14 @@ from embed_rates import (
     bare_encoding,
     embed_config,
     in_turns,
+    run_anew,
     run_bare,
-    run_ours,
     run_plain,
     timed,
     write_untrained,
 )
 
 from zscmr_ray.cli.session import ray_session
-from zscmr_ray.storage import Store
 
 NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS, ROUNDS = 10, 256, 1536, 3
 BAR_BARE, BAR_PLAIN = 0.9, 1.15
@@ -50,13 +49,10 @@ def main() -> None:
         def bare(shares: list[list[Path]], threads: int) -> float:
             return run_bare(bare_embedding, shares, num_rows=num_rows, config=config, threads=threads)
 
-        def embed() -> tuple[float, float]:
-            Store(config.data.run_uri).delete_tree("embeddings")
-            with ray_session(config.ray):
-                return run_ours(config, num_rows=num_rows)
-
         one = timed("bare, 1 process x 2 threads", lambda: bare([tars], 2))
-        two, runs, _ = in_turns(lambda: bare(halves, 1), embed, rounds=ROUNDS)
+        two, runs, beside = in_turns(
+            lambda: bare(halves, 1), lambda: run_anew(config, num_rows=num_rows), rounds=ROUNDS
+        )
         with ray_session(config.ray):
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
         encoding = timed(
@@ -67,7 +63,7 @@ def main() -> None:
         )
     ours = statistics.median(rate for rate, _ in runs)
     # The better of the two ways to spend two cores, at the time of each run.
-    shares = [rate / max(one, statistics.mean(two[at : at + 2])) for at, (rate, _) in enumerate(runs)]
+    shares = [rate / max(one, near) for (rate, _), near in zip(runs, beside, strict=True)]
     of_bare, over_plain = statistics.median(shares), ours / max(plain.values())
     report(
         name="embed_encode_bound",

@@ -107,10 +107,19 @@ def run_ours(config: Config, *, num_rows: int) -> tuple[float, float]:
     return steady_rate(arrivals, ended_s), ended_s - started_s
 
 
+def run_anew(config: Config, *, num_rows: int) -> tuple[float, float]:
+    """The same from an empty directory, on a Ray of its own."""
+    from zscmr_ray.cli.session import ray_session
+
+    Store(config.data.run_uri).delete_tree("embeddings")
+    with ray_session(config.ray):
+        return run_ours(config, num_rows=num_rows)
+
+
 def in_turns(
     bare: Callable[[], float], ours: Callable[[], tuple[float, float]], *, rounds: int
 ) -> tuple[list[float], list[tuple[float, float]], list[float]]:
-    """Bare, ours, bare, ours, ..., bare: the bare rates, what ours gave, and ours over the mean of its two neighbours.
+    """Bare, ours, bare, ours, ..., bare: the bare rates, what ours gave, and for each of ours the mean of the two beside it.
 
     A machine's own speed drifts by a third within a minute, so that a run is compared with what was measured beside it.
     """
@@ -118,8 +127,7 @@ def in_turns(
     for _ in range(rounds):
         runs.append(timed("ours", ours))
         rates.append(timed("bare", bare))
-    shares = [rate / statistics.mean(rates[at : at + 2]) for at, (rate, _) in enumerate(runs)]
-    return rates, runs, shares
+    return rates, runs, [statistics.mean(rates[at : at + 2]) for at in range(rounds)]
 
 
 # -- bare processes ---------------------------------------------------------------------------------------

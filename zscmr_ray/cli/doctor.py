@@ -64,7 +64,7 @@ def find(loaded: LoadedConfig, *, rates: bool) -> list[Finding]:
     from zscmr_ray.stages.doctor import cluster, data, machine
 
     config = loaded.config
-    has_cluster = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+    has_cluster = config.ray.cluster_address is not None
     place = Store(config.data.run_uri)
     findings = [
         *machine.check_versions(),
@@ -101,7 +101,7 @@ def _cluster_findings(config: Config) -> list[Finding]:
     from zscmr_ray.stages.doctor import cluster
     from zscmr_ray.stages.doctor.finding import failed_by
 
-    if unreachable := cluster.check_reachable(config.ray.address or os.environ.get("RAY_ADDRESS", "")):
+    if unreachable := cluster.check_reachable(config.ray.cluster_address or ""):
         return unreachable
     try:
         with ray_session(config.ray):

@@ -160,7 +160,7 @@ def _job(config: Config, stage: str) -> Any:
 
 def _cluster(config: Config) -> list[Any]:
     """The nodes of the cluster that the configuration or the environment names; none without one."""
-    if not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+    if config.ray.cluster_address is None:
         return []
     from zscmr_ray.cli.session import ray_session
     from zscmr_ray.stages.plane.on_ray import cluster_nodes

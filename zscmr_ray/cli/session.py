@@ -71,7 +71,7 @@ def ray_session(section: RaySection) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = section.address or os.environ.get("RAY_ADDRESS")
+    address = section.cluster_address
     # Several jobs of one cluster never see each other's actors.
     namespace = section.namespace or f"zscmr-{uuid.uuid4().hex[:12]}"
     try:

