@@ -1,8 +1,8 @@
 """Embedding when decoding is the work (encoder `tiny`): against bare decoding, and the plain Ray Data pipeline.
 
 value = images/s of `zscmr embed` from raw shards over the plain pipeline's, the better of its two forms (bar 3); also at
-least 0.9 of bare decoding in two processes, which reads the same tars and does nothing but decode. Web-size JPEGs, no
-thumbnails; the rate with thumbnails stands in detail beside a bare loop that makes them too.
+least 0.9 of bare decoding in two processes, which reads the same tars and does nothing but decode, in turns with it
+(`turns.py`). Web-size JPEGs, no thumbnails; the rate with thumbnails stands in detail beside a bare loop that makes them too.
 
 clip-retrieval's inference loop is not measured: see `CLIP_RETRIEVAL`.
 """
@@ -15,20 +15,12 @@ from pathlib import Path
 
 from contract import report
 from corpus import pictures, write_folder, write_shards
-from embed_rates import (
-    bare_decoding,
-    embed_config,
-    in_turns,
-    run_anew,
-    run_bare,
-    run_plain,
-    timed,
-    write_untrained,
-)
+from embed_rates import bare_decoding, embed_config, run_plain, timed, write_untrained
+from turns import Rates, rates_in_turns
 
 from zscmr_ray.cli.session import ray_session
 
-NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS, ROUNDS = 32, 384, 2048, 5
+NUM_SHARDS, ROWS_PER_SHARD, PLAIN_ROWS, ROUNDS = 32, 384, 2048, 3
 BAR_PLAIN, BAR_BARE = 3.0, 0.9
 CLIP_RETRIEVAL = (
     "not measured: clip-retrieval 2.45.0 asks for numpy<2, pyarrow<16, pandas<3 and webdataset<0.3, which exclude this "
@@ -51,21 +43,26 @@ def main() -> None:
             for thumbnails in (False, True)
         }
         tars = sorted((folder / "shards").iterdir())
-        halves = [tars[::2], tars[1::2]]
+        # Each half often enough: bare decoding goes on as long as our run lasts.
+        halves = [tars[::2] * 4, tars[1::2] * 4]
 
-        def bare(thumbnail_px: int | None = None) -> float:
-            return run_bare(bare_decoding, halves, num_rows=num_rows, thumbnail_px=thumbnail_px)
+        def beside_bare(*, thumbnail_px: int | None = None) -> Rates:
+            loop = (bare_decoding, halves, {"thumbnail_px": thumbnail_px})
+            config = configs[thumbnail_px is not None]
+            rates: Rates = timed(
+                f"thumbnails of {thumbnail_px} px",
+                lambda: rates_in_turns(config, {"decoding": loop}, num_rows=num_rows),
+            )
+            return rates
 
-        decodings, runs, beside = in_turns(
-            bare, lambda: run_anew(configs[False], num_rows=num_rows), rounds=ROUNDS
-        )
-        ours_thumbnails, _ = timed("ours with thumbnails", lambda: run_anew(configs[True], num_rows=num_rows))
-        decoding_thumbnails = timed("bare decoding with thumbnails", lambda: bare(256))
+        rounds = [beside_bare() for _ in range(ROUNDS)]
+        with_thumbnails = beside_bare(thumbnail_px=256)
         with ray_session(configs[False].ray):
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
-    ours, decoding = statistics.median(rate for rate, _ in runs), statistics.median(decodings)
-    shares = [rate / near for (rate, _), near in zip(runs, beside, strict=True)]
+    ours, decoding = (statistics.median(rates) for rates in zip(*map(_pair, rounds), strict=True))
+    shares = [our / bare for our, bare in map(_pair, rounds)]
     over_plain, of_bare = ours / max(plain.values()), statistics.median(shares)
+    our_thumbnails, bare_thumbnails = _pair(with_thumbnails)
     report(
         name="embed_decode_bound",
         value=over_plain,
@@ -76,21 +73,25 @@ def main() -> None:
             "images": num_rows,
             "pictures": kind,
             "ours_images_per_s": round(ours, 1),
-            "ours_whole_s_with_start": round(statistics.median(whole_s for _, whole_s in runs), 1),
             "bare_decoding_images_per_s": round(decoding, 1),
             "of_bare_decoding": round(of_bare, 3),
-            "of_bare_decoding_by_round": [round(share, 3) for share in shares],
+            "of_bare_decoding_by_run": [round(share, 3) for share in shares],
+            "turns_by_run": [rates.num_turns for rates in rounds],
             "bar_of_bare_decoding": BAR_BARE,
             "plain_ray_images_per_s": {form: round(rate, 1) for form, rate in plain.items()},
             "plain_ray_images": PLAIN_ROWS,
             "with_thumbnails": {
-                "ours_images_per_s": round(ours_thumbnails, 1),
-                "bare_images_per_s": round(decoding_thumbnails, 1),
-                "of_bare": round(ours_thumbnails / decoding_thumbnails, 3),
+                "ours_images_per_s": round(our_thumbnails, 1),
+                "bare_images_per_s": round(bare_thumbnails, 1),
+                "of_bare": round(our_thumbnails / bare_thumbnails, 3),
             },
             "clip_retrieval": CLIP_RETRIEVAL,
         },
     )
+
+
+def _pair(rates: Rates) -> tuple[float, float]:
+    return rates.ours, rates.bare["decoding"]
 
 
 if __name__ == "__main__":

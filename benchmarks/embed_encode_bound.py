@@ -19,13 +19,12 @@ from embed_rates import (
     bare_embedding,
     bare_encoding,
     embed_config,
-    in_turns,
-    run_anew,
     run_bare,
     run_plain,
     timed,
     write_untrained,
 )
+from turns import rates_in_turns
 
 from zscmr_ray.cli.session import ray_session
 
@@ -45,14 +44,18 @@ def main() -> None:
         config = embed_config(folder, model=folder / "model")
         tars = sorted((folder / "shards").iterdir())
         halves = [tars[::2], tars[1::2]]
-
-        def bare(shares: list[list[Path]], threads: int) -> float:
-            return run_bare(bare_embedding, shares, num_rows=num_rows, config=config, threads=threads)
-
-        one = timed("bare, 1 process x 2 threads", lambda: bare([tars], 2))
-        two, runs, beside = in_turns(
-            lambda: bare(halves, 1), lambda: run_anew(config, num_rows=num_rows), rounds=ROUNDS
-        )
+        # In turns of the same minutes, as often as they come to while ours runs (`turns.py`).
+        bare = {
+            "1_process_x_2_threads": (bare_embedding, [tars * 4], {"config": config, "threads": 2}),
+            "2_processes_x_1_thread": (
+                bare_embedding,
+                [half * 4 for half in halves],
+                {"config": config, "threads": 1},
+            ),
+        }
+        runs = [
+            timed("in turns", lambda: rates_in_turns(config, bare, num_rows=num_rows)) for _ in range(ROUNDS)
+        ]
         with ray_session(config.ray):
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
         encoding = timed(
@@ -61,9 +64,9 @@ def main() -> None:
                 bare_encoding, halves, num_rows=2 * ENCODED_CHUNKS * config.embed.chunk_rows, config=config
             ),
         )
-    ours = statistics.median(rate for rate, _ in runs)
+    ours = statistics.median(run.ours for run in runs)
     # The better of the two ways to spend two cores, at the time of each run.
-    shares = [rate / max(one, near) for (rate, _), near in zip(runs, beside, strict=True)]
+    shares = [run.ours / max(run.bare.values()) for run in runs]
     of_bare, over_plain = statistics.median(shares), ours / max(plain.values())
     report(
         name="embed_encode_bound",
@@ -75,12 +78,10 @@ def main() -> None:
             "images": num_rows,
             "pictures": kind,
             "ours_images_per_s": round(ours, 1),
-            "ours_whole_s_with_start": round(statistics.median(whole_s for _, whole_s in runs), 1),
             "bare_images_per_s": {
-                "1_process_x_2_threads": round(one, 1),
-                "2_processes_x_1_thread": round(statistics.median(two), 1),
+                name: round(statistics.median(run.bare[name] for run in runs), 1) for name in bare
             },
-            "of_bare_by_round": [round(share, 3) for share in shares],
+            "of_bare_by_run": [round(share, 3) for share in shares],
             "encoding_alone_images_per_s": round(encoding, 1),
             "plain_ray_images_per_s": {form: round(rate, 1) for form, rate in plain.items()},
             "plain_ray_images": PLAIN_ROWS,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import queue
-import statistics
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from corpus import Arrivals, read_pictures, steady_rate
 
 from zscmr_ray.config import Config
 from zscmr_ray.recipes import vary
+from zscmr_ray.stages.plane.chunks import ChunkResult
 from zscmr_ray.storage import Store
 
 MAX_PIXELS = 64_000_000
@@ -89,45 +89,42 @@ def write_untrained(run: Path, backbone: str, *, width: int) -> None:
     write_manifest(store, Manifest(key=key, config_hash=key.config_hash))
 
 
-def run_ours(config: Config, *, num_rows: int) -> tuple[float, float]:
-    """Images/s of the embed stage in its steady state, and its whole time with the start of its workers."""
+Arrived = Callable[[float, int | None], None]
+
+
+def run_ours(config: Config, *, num_rows: int, arrived: Arrived | None = None) -> tuple[float, float]:
+    """Images/s of the embed stage in its steady state, and its whole time with the start of its workers.
+
+    `arrived` is told the time and number of rows whenever some arrive, and at the end the time and None.
+    """
     from zscmr_ray.stages.embed.plan import plan_embed
     from zscmr_ray.stages.embed.run import embed_job
     from zscmr_ray.stages.plane.run import run_plane
 
     arrivals: Arrivals = []
-    job = replace(
-        embed_job(config, plan_embed(config)),
-        observe=lambda result: arrivals.append((time.monotonic(), result.num_in)),
-    )
+
+    def observe(result: ChunkResult) -> None:
+        arrivals.append((time.monotonic(), result.num_in))
+        if arrived is not None:
+            arrived(*arrivals[-1])
+
+    job = replace(embed_job(config, plan_embed(config)), observe=observe)
     started_s = time.monotonic()
     commits = run_plane(job)
     ended_s = time.monotonic()
+    if arrived is not None:
+        arrived(ended_s, None)
     assert sum(commit.counts["out"] for commit in commits) == num_rows
     return steady_rate(arrivals, ended_s), ended_s - started_s
 
 
-def run_anew(config: Config, *, num_rows: int) -> tuple[float, float]:
+def run_anew(config: Config, *, num_rows: int, arrived: Arrived | None = None) -> tuple[float, float]:
     """The same from an empty directory, on a Ray of its own."""
     from zscmr_ray.cli.session import ray_session
 
     Store(config.data.run_uri).delete_tree("embeddings")
     with ray_session(config.ray):
-        return run_ours(config, num_rows=num_rows)
-
-
-def in_turns(
-    bare: Callable[[], float], ours: Callable[[], tuple[float, float]], *, rounds: int
-) -> tuple[list[float], list[tuple[float, float]], list[float]]:
-    """Bare, ours, bare, ours, ..., bare: the bare rates, what ours gave, and for each of ours the mean of the two beside it.
-
-    A machine's own speed drifts by a third within a minute, so that a run is compared with what was measured beside it.
-    """
-    rates, runs = [timed("bare", bare)], []
-    for _ in range(rounds):
-        runs.append(timed("ours", ours))
-        rates.append(timed("bare", bare))
-    return rates, runs, [statistics.mean(rates[at : at + 2]) for at in range(rounds)]
+        return run_ours(config, num_rows=num_rows, arrived=arrived)
 
 
 # -- bare processes ---------------------------------------------------------------------------------------
@@ -198,8 +195,8 @@ def _parts_of(config: Config, shards: list[Path], threads: int) -> tuple[Any, An
 
     torch.set_num_threads(threads)
     job = embed_job(config, plan_embed(config))
-    names = {path.name for path in shards}
-    return job.source, job.build_encoder(), [shard for shard in job.shards if shard.key in names]
+    named = {shard.key: shard for shard in job.shards}
+    return job.source, job.build_encoder(), [named[path.name] for path in shards]
 
 
 # -- the plain pipeline of Ray's documentation ------------------------------------------------------------

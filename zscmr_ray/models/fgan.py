@@ -128,6 +128,7 @@ class Side(nn.Module):
                 num_heads=settings.num_heads,
                 attention_dropout=settings.attention_dropout,
                 selection=settings.make_selection(),
+                has_padding=name != "image",
             )
             if settings.has_regions
             else None

@@ -43,7 +43,7 @@ class Selection:
 
 
 class RegionHead(nn.Module):
-    """Score, select and pool the tokens of one modality."""
+    """Score, select and pool the tokens of one modality; not `has_padding` where every row has all its tokens (images)."""
 
     def __init__(
         self,
@@ -52,13 +52,16 @@ class RegionHead(nn.Module):
         num_heads: int = 4,
         attention_dropout: float = 0.1,
         selection: Selection | None = None,
+        has_padding: bool = True,
     ) -> None:
         super().__init__()
         self.selection = selection or Selection()
         if (
             self.selection.kind == "topk"
         ):  # the mean needs no scores: no layer is made that no loss would train
-            self.scorer = TokenScorer(width, num_heads=num_heads, dropout=attention_dropout)
+            self.scorer = TokenScorer(
+                width, num_heads=num_heads, dropout=attention_dropout, has_padding=has_padding
+            )
         self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
 
     def forward(
@@ -127,7 +130,7 @@ class TokenScorer(nn.Module):
     row; torch's own would draw from a global stream.
     """
 
-    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, *, num_heads: int, dropout: float, has_padding: bool = True) -> None:
         super().__init__()
         if width % num_heads:
             raise ConfigError(
@@ -135,7 +138,7 @@ class TokenScorer(nn.Module):
                 got=f"{width} / {num_heads}",
                 remedy=f"use model.width={width - width % num_heads or num_heads}",
             )
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads, self.dropout, self.has_padding = num_heads, dropout, has_padding
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.score = nn.Linear(width, 1)
@@ -167,9 +170,12 @@ class TokenScorer(nn.Module):
         qk_BLE = functional.linear(tokens_BLD, self.qkv.weight[: 2 * width], self.qkv.bias[: 2 * width])
         split_2BHLd = qk_BLE.view(num_rows, num_tokens, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q_BHLd, k_BHLd = split_2BHLd.unbind(0)
-        logits_BHLL = (q_BHLd @ k_BHLd.transpose(2, 3)).float() * q_BHLd.shape[-1] ** -0.5
-        mask_BL = token_mask(lengths_B, num_tokens)
-        return logits_BHLL.masked_fill(~mask_BL[:, None, None], -torch.inf).softmax(dim=3)
+        # The queries are scaled, L / d times fewer numbers than the logits; nor are these masked where there is no padding.
+        logits_BHLL = ((q_BHLd * q_BHLd.shape[-1] ** -0.5) @ k_BHLd.transpose(2, 3)).float()
+        if self.has_padding:
+            mask_BL = token_mask(lengths_B, num_tokens)
+            logits_BHLL = logits_BHLL.masked_fill(~mask_BL[:, None, None], -torch.inf)
+        return logits_BHLL.softmax(dim=3)
 
     def _folded_values(self) -> tuple[Tensor, Tensor, Tensor]:
         width = self.out.in_features

@@ -69,6 +69,8 @@ class RayExecutor:
         )
         shared = split_tasks(tasks, at_least=TASKS_PER_WORKER * width.num_encoders)
         together = works_together(job.plane, width, [sum(s.size_bytes for s in task) for task in shared])
+        # Nothing to commit, but the worker that will: its start falls into that of the encoders, not into their work.
+        self._task.remote(None, [])
         with _data_context():
             if together:
                 results = _together(job, shared, decode, width)
