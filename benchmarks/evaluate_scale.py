@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from contract import report
 
-from zscmr_ray.memory import peak_rss_bytes
+from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.retrieval.ordering import query_blocks
 from zscmr_ray.retrieval.protocol import ClassGroups, condition_numbers
 from zscmr_ray.retrieval.searches import DIRECTIONS, Corpus, Towers

@@ -29,7 +29,7 @@ def train(micro_batch_size: int | None) -> dict[str, list[float]]:
     from zscmr_ray.engine.bare import BareEngine
     from zscmr_ray.engine.base import model_architecture
     from zscmr_ray.engine.step import AlignmentStep
-    from zscmr_ray.memory import peak_rss_bytes
+    from zscmr_ray.machine import peak_rss_bytes
     from zscmr_ray.models.build import build_model
 
     torch.set_num_threads(1)

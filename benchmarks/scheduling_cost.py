@@ -25,8 +25,8 @@ from contract import report
 
 from zscmr_ray.cli.session import prepare_environment
 from zscmr_ray.config import PlaneSection
+from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.manifest import StageKey
-from zscmr_ray.memory import peak_rss_bytes
 from zscmr_ray.schema import file_metadata, part_name
 from zscmr_ray.stages.plane.chunks import DecodedChunk, EncodedChunk, Shard
 from zscmr_ray.stages.plane.directory import run_directory

@@ -26,7 +26,7 @@ from contract import report  # noqa: E402
 from search_ann_data import QUERIES, make_config  # noqa: E402
 from search_ann_regions import SHARED  # noqa: E402
 
-from zscmr_ray.memory import peak_rss_bytes  # noqa: E402
+from zscmr_ray.machine import peak_rss_bytes  # noqa: E402
 from zscmr_ray.retrieval.exact import ExactIndex, Hits  # noqa: E402
 from zscmr_ray.retrieval.gallery import Gallery  # noqa: E402
 from zscmr_ray.stages import stage_store  # noqa: E402

@@ -20,7 +20,7 @@ import torch
 from contract import report
 from torch import Tensor
 
-from zscmr_ray.memory import peak_rss_bytes
+from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.topk import perturbed_topk
 from zscmr_ray.models.topk_released import one_hot_topk

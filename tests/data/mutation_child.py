@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.data.mutate import mutants
 from tests.data.mutation_pictures import pictures
 from zscmr_ray.data.decode import ImageRejected, decode_image
-from zscmr_ray.memory import peak_rss_bytes
+from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.schema import RejectCode
 
 # No mutant takes a second; the bound is for loops that never end, on a machine that may be busy.

@@ -79,7 +79,7 @@ import numpy as np
 import pyarrow as pa
 from zscmr_ray.data.order import step_rows
 from zscmr_ray.data.pairs import load_pair_features
-from zscmr_ray.memory import peak_rss_bytes
+from zscmr_ray.machine import peak_rss_bytes
 
 ROWS, PER_TABLE, REGION_BYTES = 1000, 50, 50_000  # 50 MB of regions
 def table(start):

@@ -19,7 +19,7 @@ from tests.data.mutation_pictures import pictures
 from zscmr_ray.config import Config
 from zscmr_ray.engine.vector_model import find_model
 from zscmr_ray.errors import DataError
-from zscmr_ray.memory import peak_rss_bytes
+from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.recipes import vary
 from zscmr_ray.serving.app import open_service
 from zscmr_ray.serving.encoder import ModelEncoder

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from zscmr_ray.machine import num_cpus
 from zscmr_ray.retrieval.ordering import SORT_ELEMENTS, query_blocks, tie_ranks
 from zscmr_ray.retrieval.ranks import hit_ranks
 from zscmr_ray.retrieval.relevance import Hits, RelevanceRule
@@ -100,13 +101,12 @@ def score_metrics(
 
 
 def num_threads() -> int:
-    """How many threads rank: those that the product has, OMP_NUM_THREADS or the CPUs this process may use.
+    """How many threads rank: those that the product has, OMP_NUM_THREADS or the CPUs this process may use (`machine`).
 
     numpy sorts on one thread, and lets go of Python's lock meanwhile.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) > 0 else cpus
+    return int(asked) if asked.isdigit() and int(asked) > 0 else max(1, int(num_cpus()))
 
 
 def inner_products(query_QD: FloatArray, gallery_ND: FloatArray) -> Scores:

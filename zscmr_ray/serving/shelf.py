@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from zscmr_ray.errors import RefusedError
-from zscmr_ray.memory import available_bytes
+from zscmr_ray.machine import available_bytes
 from zscmr_ray.serving.releases import Release, Releases
 
 MAX_VERSIONS = 2

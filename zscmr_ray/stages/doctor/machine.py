@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from zscmr_ray.machine import available_bytes, num_cpus, total_bytes
 from zscmr_ray.stages.doctor.finding import FAILED, OK, WARNING, Finding
 
 _GB = 10**9
@@ -56,7 +57,9 @@ def check_processors(*, needs_gpu: bool) -> list[Finding]:
 
 def check_memory() -> list[Finding]:
     """Memory of the machine or its container, and the part of it that can be shared between processes."""
-    total, available = memory_bytes()
+    total, available = total_bytes(), available_bytes()
+    if total == sys.maxsize:
+        return [Finding("memory", OK, "this system does not say how much there is")]
     said = f"{total / _GB:.1f} GB, {available / _GB:.1f} GB of it available"
     findings = [Finding("memory", OK, said)]
     if available < _MIN_MEMORY_BYTES:
@@ -102,39 +105,7 @@ def check_limits() -> list[Finding]:
     return [Finding("open files", WARNING, f"{soft:,} allowed", "ulimit -n 65536 before Ray is started")]
 
 
-def num_cpus() -> float:
-    """CPUs that this process may use: its affinity, and the quota of its container."""
-    mask = (
-        float(len(os.sched_getaffinity(0)))
-        if hasattr(os, "sched_getaffinity")
-        else float(os.cpu_count() or 1)
-    )
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    return min(mask, int(quota[0]) / int(quota[1])) if len(quota) == 2 and quota[0] != "max" else mask
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Total and available memory in bytes, of the container where it has a limit of its own."""
-    lines = _read("/proc/meminfo")
-    total, available = (
-        int(found[1]) << 10 if (found := re.search(rf"^{name}:\s+(\d+) kB", lines, re.MULTILINE)) else 0
-        for name in ("MemTotal", "MemAvailable")
-    )
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        total, available = min(total, int(limit)), min(available, int(limit) - int(used))
-    return total, available
-
-
 def _required() -> list[str]:
     """The names of the packages that ours asks for, extras left out."""
     texts = importlib.metadata.requires("zscmr_ray") or []
     return [re.split(r"[\s\[;<>=!~]", text)[0] for text in texts if "extra ==" not in text]
-
-
-def _read(path: str) -> str:
-    """A file of the kernel's; empty where there is none (another system, another cgroup version)."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from zscmr_ray.errors import DataError
-from zscmr_ray.memory import peak_rss_bytes
+from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.stages.plane.chunks import ChunkResult, DecodedChunk, Shard, Source, results_of, task_row
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part
 from zscmr_ray.stages.plane.decode import DecodeShards
