@@ -41,6 +41,7 @@ from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.seen_classes import SeenClasses
 from zscmr_ray.models.token_kernel import TokenKernel
 from zscmr_ray.models.trunks import masked_mean
+from zscmr_ray.models.versions import version_facts
 
 if TYPE_CHECKING:
     from zscmr_ray.models.teacher_head import TeacherHead
@@ -247,8 +248,8 @@ class Best(AlignmentModel):
         raise NotImplementedError("method best is fitted (engine/fitted.py), not trained by gradient")
 
     def architecture(self) -> dict[str, object]:
-        """The settings as plain values, with "method"."""
-        return {"method": "best", **asdict(self.settings)}
+        """The settings as plain values, with "method" and its version."""
+        return {"method": "best", **version_facts("best"), **asdict(self.settings)}
 
     def _logits(self, features: Tensor) -> Tensor:
         return functional.linear(features, self.fitted["head_weight"], self.fitted["head_bias"])
