@@ -8,7 +8,8 @@ from typing import Any
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.base import AlignmentModel, build_seeded, read_settings
-from zscmr_ray.models.best import Best, BestSettings
+from zscmr_ray.models.best import Best
+from zscmr_ray.models.best_settings import BestSettings
 from zscmr_ray.models.fgan import Fgan, FganSettings
 from zscmr_ray.models.imfa import Inn, InnSettings
 from zscmr_ray.models.tower import TowerSettings, TwoTowers
