@@ -24,7 +24,8 @@ from zscmr_ray.engine.base import model_architecture
 from zscmr_ray.engine.fitted import FittedRun, Rows, mean_features
 from zscmr_ray.engine.run import Outcome
 from zscmr_ray.models.alignment_statistics import PairRows
-from zscmr_ray.models.best import PARTS, Best
+from zscmr_ray.models.best import Best
+from zscmr_ray.models.best_settings import PARTS
 from zscmr_ray.models.teacher_head import TeacherHead
 
 

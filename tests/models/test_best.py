@@ -16,7 +16,8 @@ from zscmr_ray.models.alignment_statistics import (
     side_moments,
 )
 from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
-from zscmr_ray.models.best import PARTS, Best, BestSettings
+from zscmr_ray.models.best import Best
+from zscmr_ray.models.best_settings import PARTS, BestSettings
 from zscmr_ray.models.build import build_model
 from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
 
@@ -144,7 +145,7 @@ def test_the_trained_classes_of_texts_are_told_by_both_inputs_as_if_each_had_a_m
         (both_NE.double() @ torch.from_numpy(weight_EC) + torch.from_numpy(offset_C)) / 0.25, dim=1
     ).sqrt()
     expected = torch.nn.functional.normalize(shares_NC - shares_NC.mean(0), dim=1).float()
-    found = model.text_parts(tokens_ND, kernel_NK)[PARTS.index("seen")]
+    found = model.plain_text_parts(tokens_ND, kernel_NK)[PARTS.index("seen")]
     torch.testing.assert_close(found[:, :4], expected, atol=1e-3, rtol=1e-3)
 
 
@@ -154,10 +155,52 @@ def test_an_image_is_named_by_its_mean_and_by_its_single_regions() -> None:
     logits_BRC = regions @ head.weight_CF.T + head.bias_C
     shares_BC = torch.softmax(logits_BRC / 3, dim=2).mean(1)
     torch.testing.assert_close(model.region_shares(regions), shares_BC)
-    of_mean_BC = torch.softmax(logits_BRC.mean(1) / 3, dim=1).sqrt() - model.fitted["image_named_mean"]
-    of_regions_BC = shares_BC.sqrt() - model.fitted["regions_named_mean"]
-    expected = unit(unit(of_mean_BC, dim=1) + unit(of_regions_BC, dim=1), dim=1)
-    torch.testing.assert_close(model.image_parts(regions.mean(1), shares_BC)[0], expected)
+    means = model.named_images.fitted
+    of_mean_BC = torch.softmax(logits_BRC.mean(1) / 3, dim=1).sqrt() - means["mean"]
+    of_regions_BC = shares_BC.sqrt() - means["regions_mean"]
+    both_BC = unit(unit(of_mean_BC, dim=1) + unit(of_regions_BC, dim=1), dim=1)
+    expected = unit(both_BC.sign() * both_BC.abs() ** 1.25, dim=1)
+    torch.testing.assert_close(model.plain_image_parts(regions.mean(1), shares_BC)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["named", "seen"])
+def test_a_part_is_whitened_by_both_sides_of_the_training_pairs(name: str) -> None:
+    rows, model, place = make_rows(), fitted(), PARTS.index(name)
+    tokens_ND, regions_NRF = torch.from_numpy(rows.text_ND), torch.from_numpy(rows.image_NF)[:, None]
+    shares_NC, kernel_NK = model.region_shares(regions_NRF), kernel_of(model, tokens_ND)
+    sides = [
+        parts[place].double().numpy()
+        for parts in (
+            model.plain_image_parts(torch.from_numpy(rows.image_NF), shares_NC),
+            model.plain_text_parts(tokens_ND, kernel_NK),
+        )
+    ]
+    centred = [side - side.mean(0) for side in sides]
+    metric = np.zeros((len(sides[0][0]),) * 2)
+    for side in centred:
+        metric += side.T @ side / np.square(side).sum() / 2
+    num = int((np.diag(metric) > 0).sum())
+    ridge = model.settings.whitenings[name] / num
+    values, vectors = np.linalg.eigh(metric + ridge * np.eye(len(metric)))
+    root = vectors @ np.diag(values**-0.25) @ vectors.T
+    found = [
+        model.image_parts(torch.from_numpy(rows.image_NF), shares_NC)[place],
+        model.text_parts(tokens_ND, kernel_NK)[place],
+    ]
+    for one, side in zip(found, centred, strict=True):
+        turned = side @ root
+        expected = turned / np.linalg.norm(turned, axis=1, keepdims=True)
+        np.testing.assert_allclose(one.numpy(), expected, atol=1e-4)
+
+
+def test_parts_without_a_whitening_pass_as_they_are() -> None:
+    model, regions = fitted(), torch.rand(2, 3, F)
+    shares_BC = model.region_shares(regions)
+    plain, whitened = (
+        parts(regions.mean(1), shares_BC) for parts in (model.plain_image_parts, model.image_parts)
+    )
+    for name, one, other in zip(PARTS, plain, whitened, strict=True):
+        assert torch.equal(one, other) == (name not in model.settings.whitenings), name
 
 
 def test_padding_does_not_count() -> None:

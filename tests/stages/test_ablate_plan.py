@@ -9,6 +9,7 @@ import pytest
 from tests.pairs_run import PairsSpec, tiny_config, write_pairs
 from zscmr_ray.config import Config
 from zscmr_ray.errors import ConfigError, DataError
+from zscmr_ray.models.versions import METHOD_VERSIONS, VERSION
 from zscmr_ray.recipes import recipe_config, vary
 from zscmr_ray.stages.ablate.plan import PRESETS, TRAINING_FREE, AblationPlan, make_plan, parse_split
 
@@ -76,6 +77,22 @@ def test_a_name_is_what_decides_the_numbers(tmp_path: Path) -> None:
     assert same == {name for name in first if TRAINING_FREE in name}, "no training, no epochs"
     grown = names(plan_of(tmp_path, recipes=("fgan", "infonce", "zs_inn")))
     assert set(first) < set(grown)
+
+
+def test_a_method_s_other_version_is_another_trial_and_no_other_method_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tiny_config(tmp_path))
+    recipes = ("best", "fgan")
+    plans = []
+    for version in (2, 3):
+        monkeypatch.setitem(METHOD_VERSIONS, "best", version)
+        plans.append(plan_of(tmp_path, recipes=recipes))
+    old, new = (set(names(plan)) for plan in plans)
+    assert all("/best-" in name for name in old ^ new) and len(old - new) == 2
+    assert all((VERSION in trial.key) == (trial.recipe == "best") for trial in plans[0].trials)
+    monkeypatch.delitem(METHOD_VERSIONS, "best")
+    assert all(trial.key.keys() == {"pairs", "config"} for trial in plan_of(tmp_path, recipes=recipes).trials)
 
 
 def test_other_pairs_are_other_trials(tmp_path: Path) -> None:

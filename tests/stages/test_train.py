@@ -16,7 +16,16 @@ from zscmr_ray.engine.checkpoint import load_checkpoint
 from zscmr_ray.engine.step import StepInputs
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, TrainingError
 from zscmr_ray.manifest import StageKey
-from zscmr_ray.stages.train import cause_of, check_cluster, finish, keep_split, plan_training, run_train
+from zscmr_ray.models.versions import METHOD_VERSIONS
+from zscmr_ray.stages.train import (
+    SECTIONS,
+    cause_of,
+    check_cluster,
+    finish,
+    keep_split,
+    plan_training,
+    run_train,
+)
 from zscmr_ray.stages.train_loop import TrainJob, train_worker
 from zscmr_ray.storage import Store
 
@@ -126,6 +135,18 @@ def test_what_cannot_be_trained_is_refused_before_ray(
     with pytest.raises(error, match=match):
         run_train(config)
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_directory_of_a_method_s_other_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, model={"method": "best"})
+    fingerprint = write_pairs(config).fingerprint
+    older = StageKey(stage="train", config=config.stage_config(*SECTIONS), input_fingerprint=fingerprint)
+    Store(tmp_path / "checkpoint").write_json("_stage.json", older.model_dump())
+    with pytest.raises(RefusedError, match="method_version: None -> 2"):
+        monkeypatch.setitem(METHOD_VERSIONS, "best", 2)
+        run_train(config)
 
 
 class DyingEngine(BareEngine):

@@ -29,7 +29,8 @@ from zscmr_ray.engine.run import Outcome, held_out_rows, trained_rows
 from zscmr_ray.engine.validation import Validator
 from zscmr_ray.models.alignment_statistics import PairRows, check_rows
 from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
-from zscmr_ray.models.best import DEFAULT_WEIGHTS, PARTS, Best
+from zscmr_ray.models.best import Best
+from zscmr_ray.models.best_settings import DEFAULT_WEIGHTS, PARTS
 from zscmr_ray.models.build import build_model
 from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
 from zscmr_ray.models.topk import token_mask

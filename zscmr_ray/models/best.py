@@ -4,13 +4,12 @@ With x the mean region, l = H x + b the classifier's logits over its C named cla
 mean token, k the text by its single tokens (token_kernel.py), u_c, v_c and w_c the unit sentence vectors of class c's name
 with its synonyms, alone, and in a prompt, ~ a value centred on the training rows:
 
-    named       image sqrt(softmax(l / 3)) ~ + sqrt(mean_r softmax(l_r / 3)) ~    text named_texts.py: by the names, and by
-                                                                                  what images taught
-    semantic    image sum_c softmax(l / 3)_c u_c ~                                text y ~                  (ConSE, centred)
-    seen        image seen_classes.py of x ~                                      text the same of [y ~, k ~]
-    contrasted  image f(x ~)                                                      text g([y ~, k ~])        contrasted.py
+    named       image named_images.py of l and l_r           text named_texts.py: by the names, and by what images taught
+    semantic    image sum_c softmax(l / 3)_c u_c ~           text y ~                  (ConSE, centred)
+    seen        image seen_classes.py of x ~                 text the same of [y ~, k ~]
+    contrasted  image f(x ~)                                 text g([y ~, k ~])        contrasted.py
 
-Both summands of `named` are made unit first, and in [y ~, k ~] each has a mean square of 1 over the training rows.
+In [y ~, k ~] each has a mean square of 1 over the training rows. `named` and `seen` then pass shared_whitening.py.
 An unseen class is told by what it looks and reads like: by the classifier's classes, whose names the text model knows, and
 by the trained ones. Each part is a unit vector p_b, the vector [sqrt(w_b) p_b] has norm 1, and an inner product is
 sum_b w_b cos_b. Fitted in seconds, all but the towers in closed form; the weights w_b are chosen on pseudo-unseen classes
@@ -23,7 +22,7 @@ E = D + K.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -35,49 +34,19 @@ from zscmr_ray.errors import ConfigError
 from zscmr_ray.losses.relations import Relations
 from zscmr_ray.models.alignment_statistics import PairRows, check_rows, side_moments
 from zscmr_ray.models.base import REGION, AlignmentModel, SideOutput, VectorBlock
+from zscmr_ray.models.best_settings import DEFAULT_WEIGHTS, PARTS, BestSettings
 from zscmr_ray.models.contrasted import Contrasted, ContrastedSettings
+from zscmr_ray.models.named_images import NamedImages
 from zscmr_ray.models.named_texts import NamedTexts
 from zscmr_ray.models.noise import RowNoise
 from zscmr_ray.models.seen_classes import SeenClasses
+from zscmr_ray.models.shared_whitening import PartWhitenings
 from zscmr_ray.models.token_kernel import TokenKernel
 from zscmr_ray.models.trunks import masked_mean
+from zscmr_ray.models.versions import version_facts
 
 if TYPE_CHECKING:
     from zscmr_ray.models.teacher_head import TeacherHead
-
-PARTS = ("named", "semantic", "seen", "contrasted")
-DEFAULT_WEIGHTS = (1.0, 0.15, 0.2, 0.25)
-"""Where the choice of the weights begins; chosen on pseudo-unseen classes (docs/science.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class BestSettings:
-    """Every hyper-parameter; the defaults were chosen on pseudo-unseen classes (docs/science.md)."""
-
-    image_channels: int
-    text_channels: int
-    num_classes: int = 1000
-    teacher_temperature: float = 3.0
-    name_temperature: float = 0.035
-    name_regularisation: float = 1.0
-    synonyms_share: float = 0.35
-    first_name_share: float = 0.5
-    prompt_share: float = 0.5
-    taught_share: float = 0.2
-    taught_regularisation: float = 1.0
-    seen_temperature: float = 0.25
-    seen_image_regularisation: float = 1.0
-    seen_text_regularisation: float = 0.1
-    max_seen_classes: int = 128
-    class_share: float = 0.5
-    num_landmarks: int = 512
-    token_kernel_width: float = 0.2
-    contrasted_width: int = 256
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Columns of each part, in the order of PARTS."""
-        return (self.num_classes, self.text_channels, self.max_seen_classes, self.contrasted_width)
 
 
 class Best(AlignmentModel):
@@ -105,12 +74,13 @@ class Best(AlignmentModel):
             "text_mean": (text,),
             "kernel_mean": (landmarks,),
             "text_spread": (2,),
-            "image_named_mean": (classes,),
-            "regions_named_mean": (classes,),
             "semantic_mean": (text,),
         }
         self.fitted = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape), requires_grad=False) for name, shape in shapes.items()}
+        )
+        self.named_images = NamedImages(
+            classes, teacher_temperature=settings.teacher_temperature, power=settings.named_power
         )
         self.named_texts = NamedTexts(
             text,
@@ -134,6 +104,7 @@ class Best(AlignmentModel):
         self.contrasted = Contrasted(
             ContrastedSettings(image, text + landmarks, width=settings.contrasted_width)
         )
+        self.whitenings = PartWhitenings(dict(zip(PARTS, settings.widths, strict=True)), settings.whitenings)
         self.part_weights = nn.Parameter(torch.tensor(DEFAULT_WEIGHTS), requires_grad=False)
 
     @property
@@ -170,17 +141,20 @@ class Best(AlignmentModel):
             image_mean=_mean(image_NF),
             text_mean=_mean(text_ND),
             kernel_mean=_mean(kernel_NK),
-            image_named_mean=_mean(self._shares(logits_NC)),
-            regions_named_mean=_mean(region_shares_NC.sqrt()),
             semantic_mean=_mean(self._semantic(logits_NC)),
         )
-        image_NF = image_NF - self.fitted["image_mean"]
+        self.named_images.fit(logits_NC, region_shares_NC)
+        centred_NF = image_NF - self.fitted["image_mean"]
         spreads = [_spread(text_ND - text_ND.mean(0)), _spread(kernel_NK - kernel_NK.mean(0))]
         self._set(text_spread=torch.stack(spreads))
         both_NE = self._both(text_ND - self.fitted["text_mean"], kernel_NK)
-        self.image_seen.fit(image_NF, class_N, regularisation=settings.seen_image_regularisation)
+        self.image_seen.fit(centred_NF, class_N, regularisation=settings.seen_image_regularisation)
         self.text_seen.fit(both_NE, class_N, regularisation=settings.seen_text_regularisation)
-        self.contrasted.fit(rows, image_NF, both_NE)
+        self.contrasted.fit(rows, centred_NF, both_NE)
+        with torch.no_grad():
+            images = self.plain_image_parts(image_NF, region_shares_NC)
+            texts = self.plain_text_parts(torch.from_numpy(rows.text_ND).float(), kernel_NK)
+        self.whitenings.fit(images, texts)
 
     def set_part_weights(self, weights: Mapping[str, float]) -> None:
         """Weigh the parts, by name; the sum is made 1. Raises ConfigError for other names, or no positive weight."""
@@ -200,30 +174,11 @@ class Best(AlignmentModel):
 
     def image_parts(self, mean_BF: Tensor, region_shares_BC: Tensor) -> list[Tensor]:
         """Return the unit parts of images' mean regions [B, F] and region shares [B, C], in the order of PARTS."""
-        fitted, logits_BC = self.fitted, self._logits(mean_BF)
-        centred_BF = mean_BF - fitted["image_mean"]
-        named = _units(
-            [
-                self._shares(logits_BC) - fitted["image_named_mean"],
-                region_shares_BC.sqrt() - fitted["regions_named_mean"],
-            ]
-        )
-        return _units(
-            [
-                named[0] + named[1],
-                self._semantic(logits_BC) - fitted["semantic_mean"],
-                self.image_seen(centred_BF),
-                self.contrasted.image(centred_BF),
-            ]
-        )
+        return self.whitenings.image(self.plain_image_parts(mean_BF, region_shares_BC))
 
     def text_parts(self, mean_BD: Tensor, kernel_BK: Tensor) -> list[Tensor]:
         """Return the unit parts of captions' mean tokens [B, D] and token kernels [B, K], in the order of PARTS."""
-        centred_BD = functional.normalize(mean_BD, dim=1) - self.fitted["text_mean"]
-        both_BE = self._both(centred_BD, kernel_BK)
-        return _units(
-            [self.named_texts(centred_BD), centred_BD, self.text_seen(both_BE), self.contrasted.text(both_BE)]
-        )
+        return self.whitenings.text(self.plain_text_parts(mean_BD, kernel_BK))
 
     def encode_image(self, regions_BRD: Tensor, *, noise: RowNoise | None = None) -> SideOutput:
         """Encode region features [B, R, image_channels] by their mean, and by what the classifier says of each."""
@@ -247,14 +202,31 @@ class Best(AlignmentModel):
         raise NotImplementedError("method best is fitted (engine/fitted.py), not trained by gradient")
 
     def architecture(self) -> dict[str, object]:
-        """The settings as plain values, with "method"."""
-        return {"method": "best", **asdict(self.settings)}
+        """The settings as plain values, with "method" and its version."""
+        return {"method": "best", **version_facts("best"), **asdict(self.settings)}
 
     def _logits(self, features: Tensor) -> Tensor:
         return functional.linear(features, self.fitted["head_weight"], self.fitted["head_bias"])
 
-    def _shares(self, logits_BC: Tensor) -> Tensor:
-        return torch.softmax(logits_BC / self.settings.teacher_temperature, dim=1).sqrt()
+    def plain_image_parts(self, mean_BF: Tensor, region_shares_BC: Tensor) -> list[Tensor]:
+        """Return the unit parts before any is whitened."""
+        logits_BC, centred_BF = self._logits(mean_BF), mean_BF - self.fitted["image_mean"]
+        return _units(
+            [
+                self.named_images(logits_BC, region_shares_BC),
+                self._semantic(logits_BC) - self.fitted["semantic_mean"],
+                self.image_seen(centred_BF),
+                self.contrasted.image(centred_BF),
+            ]
+        )
+
+    def plain_text_parts(self, mean_BD: Tensor, kernel_BK: Tensor) -> list[Tensor]:
+        """Return the unit parts before any is whitened."""
+        centred_BD = functional.normalize(mean_BD, dim=1) - self.fitted["text_mean"]
+        both_BE = self._both(centred_BD, kernel_BK)
+        return _units(
+            [self.named_texts(centred_BD), centred_BD, self.text_seen(both_BE), self.contrasted.text(both_BE)]
+        )
 
     def _semantic(self, logits_BC: Tensor) -> Tensor:
         shares_BC = torch.softmax(logits_BC / self.settings.teacher_temperature, dim=1)

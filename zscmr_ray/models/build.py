@@ -8,10 +8,12 @@ from typing import Any
 
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.models.base import AlignmentModel, build_seeded, read_settings
-from zscmr_ray.models.best import Best, BestSettings
+from zscmr_ray.models.best import Best
+from zscmr_ray.models.best_settings import BestSettings
 from zscmr_ray.models.fgan import Fgan, FganSettings
 from zscmr_ray.models.imfa import Inn, InnSettings
 from zscmr_ray.models.tower import TowerSettings, TwoTowers
+from zscmr_ray.models.versions import VERSION, check_version, version_facts
 
 METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "best": (BestSettings, Best),
@@ -26,7 +28,7 @@ _CHANNELS = ("image_channels", "text_channels")
 def build_model(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentModel:
     """Build the model that `architecture()` describes, initial weights by `seed`; trained encoders are loaded.
 
-    Raises ConfigError if unknown, and what `models.tuned.TunedModel` raises.
+    Raises ConfigError if unknown, and what `build_network` and `models.tuned.TunedModel` raise.
     """
     network = build_network(architecture, seed=seed)
     encoders = architecture.get(ENCODERS)
@@ -39,9 +41,13 @@ def build_model(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentM
 
 
 def build_network(architecture: Mapping[str, Any], *, seed: int = 0) -> AlignmentModel:
-    """Build the alignment network alone, without the encoders that may be trained with it."""
-    architecture = {name: value for name, value in architecture.items() if name != ENCODERS}
+    """Build the alignment network alone, without the encoders that may be trained with it.
+
+    Raises RefusedError for a method's other version.
+    """
     settings_type, model_type = _method(architecture)
+    check_version(architecture)
+    architecture = {name: value for name, value in architecture.items() if name not in (ENCODERS, VERSION)}
     settings = read_settings(settings_type, architecture, needed=_CHANNELS)
     model: AlignmentModel = build_seeded(lambda: model_type(settings), seed=seed)
     return model
@@ -59,10 +65,11 @@ def scores_pairs(architecture: Mapping[str, Any]) -> bool:
 
 
 def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of many settings those that the method named in them knows, and "method": its architecture."""
+    """Return of many settings those that the method named in them knows, with "method" and its version: its architecture."""
     settings_type, _ = _method(values)
     known = {field.name for field in fields(settings_type)}
-    return {"method": values["method"]} | {name: value for name, value in values.items() if name in known}
+    own = {name: value for name, value in values.items() if name in known}
+    return {"method": values["method"]} | version_facts(values["method"]) | own
 
 
 def _method(values: Mapping[str, Any]) -> tuple[type[Any], type[Any]]:

@@ -27,6 +27,7 @@ from zscmr_ray.data.splits import ClassSplit, training_rows
 from zscmr_ray.engine.class_split import configured_split
 from zscmr_ray.errors import ConfigError, DataError, TrainingError, ZscmrError
 from zscmr_ray.manifest import Manifest, StageKey, part_record
+from zscmr_ray.models.versions import version_facts
 from zscmr_ray.stages import StageResult, require_images, require_pairs, stage_store
 from zscmr_ray.storage import Store
 
@@ -50,7 +51,11 @@ def run_train(config: Config, *, overwrite: bool = False) -> StageResult:
     require_images(manifest, ["image"] if config.model.image_blocks else [])
     parts = tuple(part.name for part in manifest.parts if part.name.startswith("part-"))
     split, counts = plan_training(config, pairs, parts)
-    key = StageKey(stage=STAGE, config=config.stage_config(*SECTIONS), input_fingerprint=manifest.fingerprint)
+    key = StageKey(
+        stage=STAGE,
+        config=config.stage_config(*SECTIONS) | version_facts(config.model.method),
+        input_fingerprint=manifest.fingerprint,
+    )
     store = stage_store(config, STAGE)
     with open_stage(store, key, overwrite=overwrite) as claim:
         done = claim.complete

@@ -1,7 +1,8 @@
 """Which trials an ablation holds: corpora x class splits x recipes x seeds, and the presets.
 
-A trial is named by what decides its numbers: the pairs' fingerprint and every setting that affects output. So a plan
-may grow (a recipe, a split more) and what is finished stays; a changed recipe is another trial. No torch, no Ray.
+A trial is named by what decides its numbers: the pairs' fingerprint, every setting that affects output, and the method's
+version (models/versions.py). So a plan may grow (a recipe, a split more) and what is finished stays; a changed recipe or
+method is another trial. No torch, no Ray.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from zscmr_ray.config import Config
 from zscmr_ray.data.splits import SplitKind
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.manifest import hash_json
+from zscmr_ray.models.versions import version_facts
 from zscmr_ray.recipes import vary
 from zscmr_ray.stages import require_pairs
 from zscmr_ray.storage import Store
@@ -193,6 +195,9 @@ def _trial(corpus: str, recipe: str, split: str, seed: int, config: Config, fing
     if recipe == TRAINING_FREE:
         sections = config.stage_config(*FREE_SECTIONS) | {"region_grid": config.model.region_grid}
         sections |= {"refit": config.train.refit}
+        facts: dict[str, int] = {}
     else:
         sections = config.stage_config(*SECTIONS)
-    return Trial(corpus, recipe, split, seed, config, {"pairs": fingerprint, "config": sections})
+        facts = version_facts(config.model.method)
+    key = {"pairs": fingerprint, "config": sections} | facts
+    return Trial(corpus, recipe, split, seed, config, key)
