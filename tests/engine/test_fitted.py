@@ -25,7 +25,7 @@ from zscmr_ray.engine.fitted import FittedRun, Rows, mean_features
 from zscmr_ray.engine.run import Outcome
 from zscmr_ray.models.alignment_statistics import PairRows
 from zscmr_ray.models.best import Best
-from zscmr_ray.models.best_settings import PARTS
+from zscmr_ray.models.best_settings import EPOCHS, PARTS
 from zscmr_ray.models.teacher_head import TeacherHead
 
 
@@ -112,13 +112,34 @@ def test_no_fold_is_fitted_on_the_classes_that_it_scores(
     trained = set(split.trained(refit=refit))
     *folds, validated, last = fitted
     assert read == fitted, "landmarks are drawn from the rows that a model is fitted on"
-    assert len(folds) == outcome.selection["folds"] == 3
-    held_out = [trained - names for names in folds]
+    assert outcome.selection["folds"] == 3
+    assert folds == folds[:3] * len(EPOCHS)
+    held_out = [trained - names for names in folds[:3]]
     assert all(names < trained for names in folds)
     assert set.union(*held_out) == trained
     assert sum(map(len, held_out)) == len(trained)
     assert validated == set(split.trained(refit=False))
     assert last == trained
+
+
+@pytest.mark.parametrize("better", EPOCHS)
+def test_the_epochs_with_the_better_folds_are_validated_and_fitted(
+    better: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if another number of epochs than the folds' choice reaches the model."""
+    features, fitted = make_features(), []
+    original = Best.fit
+
+    def spy(self: Best, rows: PairRows, head: TeacherHead, *, epochs: int, **inputs: torch.Tensor) -> None:
+        fitted.append(epochs)
+        original(self, rows, head, epochs=epochs, **inputs)
+
+    maps = iter([0.2 if epochs == better else 0.1 for epochs in EPOCHS])
+    monkeypatch.setattr(Best, "fit", spy)
+    monkeypatch.setattr("zscmr_ray.engine.fitted.mean_map", lambda folds, weights: next(maps))
+    outcome = fit(features, split_of(features))
+    assert fitted == [epochs for epochs in EPOCHS for _ in range(3)] + [better, better]
+    assert outcome.selection["tower_epochs"] == better
 
 
 def test_it_is_deterministic_and_says_what_it_chose() -> None:

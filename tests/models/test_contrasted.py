@@ -30,7 +30,7 @@ def make_rows(num: int) -> PairRows:
 def fitted(num: int, settings: ContrastedSettings = SETTINGS) -> Contrasted:
     rows = make_rows(num)
     model = Contrasted(settings)
-    model.fit(rows, torch.from_numpy(rows.image_NF), torch.from_numpy(rows.text_ND))
+    model.fit(rows, torch.from_numpy(rows.image_NF), torch.from_numpy(rows.text_ND), epochs=10)
     return model
 
 
@@ -46,8 +46,18 @@ def test_a_seed_gives_the_same_bytes_and_leaves_no_gradient() -> None:
     one, again, other = fitted(50), fitted(50), fitted(50, replace(SETTINGS, seed=1))
     for name, value in one.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
-    assert not torch.equal(other.text_net[0].weight, one.text_net[0].weight)  # type: ignore[union-attr, arg-type]
+    first = "text_nets.0.0.weight"
+    assert not torch.equal(other.state_dict()[first], one.state_dict()[first])
     assert not any(parameter.requires_grad for parameter in one.parameters())
+
+
+def test_the_pairs_are_those_of_single_seeds_and_an_inner_product_is_the_mean_of_their_cosines() -> None:
+    rows, model = make_rows(60), fitted(60)
+    image, text = torch.from_numpy(rows.image_NF), torch.from_numpy(rows.text_ND)
+    singles = [fitted(60, replace(SETTINGS, num_pairs=1, seed=seed)) for seed in range(SETTINGS.num_pairs)]
+    cosines = torch.stack([one.image(image) @ one.text(text).T for one in singles])
+    torch.testing.assert_close(model.image(image) @ model.text(text).T, cosines.mean(0))
+    torch.testing.assert_close(model.image(image).norm(dim=1), torch.ones(60))
 
 
 @pytest.mark.parametrize("num", [3, 21])

@@ -1,8 +1,9 @@
 """The training of a method that is fitted at once and not step by step (`best`): weights by folds, a validation, the fit.
 
-    weights    the trained classes are cut into folds by the seed; the parts are fitted on the other folds' classes, and the
-               part weights moved a third of the way from where they begin to those with the best average mAP on the
-               classes of each fold (retrieval/part_weights.py)
+    choose     the trained classes are cut into folds by the seed; the parts are fitted on the other folds' classes, with
+               each number of the towers' epochs; that with the better average mAP on the classes of each fold is taken,
+               and the part weights are moved a third of the way from where they begin to those with the best one
+               (retrieval/part_weights.py)
     validate   fitted on seen minus pseudo-unseen classes, scored on the pseudo-unseen ones as every recipe is
     fit        on all trained classes: those, or with `train.refit` all seen ones
 
@@ -30,12 +31,12 @@ from zscmr_ray.engine.validation import Validator
 from zscmr_ray.models.alignment_statistics import PairRows, check_rows
 from zscmr_ray.models.backbones import load_image_backbone, load_text_backbone
 from zscmr_ray.models.best import Best
-from zscmr_ray.models.best_settings import DEFAULT_WEIGHTS, PARTS
+from zscmr_ray.models.best_settings import DEFAULT_WEIGHTS, EPOCHS, PARTS
 from zscmr_ray.models.build import build_model
 from zscmr_ray.models.teacher_head import TeacherHead, read_teacher_head
 from zscmr_ray.models.topk import token_mask
 from zscmr_ray.retrieval.ordering import tie_ranks
-from zscmr_ray.retrieval.part_weights import PartFold, choose_part_weights, shrunk
+from zscmr_ray.retrieval.part_weights import PartFold, choose_part_weights, mean_map, shrunk
 from zscmr_ray.retrieval.searches import Corpus
 
 NUM_FOLDS = 3
@@ -92,12 +93,13 @@ class FittedRun:
         self.shares_NC = self._region_shares()
 
     def run(self) -> Outcome:
-        """Choose the weights, validate, fit. Raises DataError for rows that cannot be fitted."""
+        """Choose the weights and the towers' epochs, validate, fit. Raises DataError for rows that cannot be fitted."""
         rows = trained_rows(self.features, self.split, refit=self.refits)
         check_no_leak([self.features.labels[row] for row in rows], self.split, refit=self.refits)
-        weights, score, num_folds = self._choose_weights(rows)
+        weights, epochs, score, num_folds = self._choose(rows)
         record: dict[str, Any] = {
             "part_weights": weights,
+            "tower_epochs": epochs,
             "fold_map": score,
             "folds": num_folds,
             "label_weight": 0.0,
@@ -108,14 +110,14 @@ class FittedRun:
             "refit": self.refits,
             "trained_rows": len(rows),
         }
-        record |= self._validate(weights)
-        model = self._fitted(rows)
+        record |= self._validate(weights, epochs)
+        model = self._fitted(rows, epochs)
         model.set_part_weights(weights)
         outcome_weights = {name: value.clone() for name, value in model.state_dict().items()}
         return Outcome(outcome_weights, 0.0, 1.0, record)
 
-    def _choose_weights(self, rows: Rows) -> tuple[dict[str, float], float | None, int]:
-        """The weights from folds of the trained classes; the defaults where there are too few classes to cut."""
+    def _choose(self, rows: Rows) -> tuple[dict[str, float], int, float | None, int]:
+        """Weights and epochs from folds of the trained classes; the defaults where there are too few classes to cut."""
         start = dict(zip(PARTS, DEFAULT_WEIGHTS, strict=True))
         classes = self.split.trained(refit=self.refits) if self.split.kind != "none" else ()
         held_out = fold_classes(classes, seed=self.config.train.seed)
@@ -123,18 +125,24 @@ class FittedRun:
             if not classes:
                 start["seen"] = 0.0
             self._say(f"{len(classes)} classes are too few for folds: the parts have their default weights")
-            return start, None, 0
-        folds = []
-        for names in held_out:
-            model = self._fitted(rows[self._without(rows, names)])
-            folds.append(self._fold(model, rows, names))
+            return start, EPOCHS[0], None, 0
+        fitted = {
+            epochs: [
+                self._fold(self._fitted(rows[self._without(rows, names)], epochs), rows, names)
+                for names in held_out
+            ]
+            for epochs in EPOCHS
+        }
+        epochs = max(EPOCHS, key=lambda number: mean_map(fitted[number], start))
+        folds = fitted[epochs]
         chosen, score = choose_part_weights(folds, start=start)
         weights = shrunk(chosen, start, share=FOLD_SHARE)
         shown = ", ".join(f"{name} {value:.2f}" for name, value in weights.items())
         self._say(
-            f"part weights: {shown}; mAP {score:.4f} at the best of {len(folds)} folds of pseudo-unseen classes"
+            f"{epochs} epochs of the towers; part weights: {shown}; mAP {score:.4f} at the best of {len(folds)} folds of "
+            "pseudo-unseen classes"
         )
-        return weights, score, len(folds)
+        return weights, epochs, score, len(folds)
 
     def _without(self, rows: Rows, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Rows that show none of some classes (a multi-label row may show one beside others)."""
@@ -169,12 +177,12 @@ class FittedRun:
             gallery_items=np.flatnonzero(~asks_N),
         )
 
-    def _validate(self, weights: dict[str, float]) -> dict[str, Any]:
+    def _validate(self, weights: dict[str, float], epochs: int) -> dict[str, Any]:
         """The score on the split's pseudo-unseen classes of a model that was not fitted on them."""
         held_out = held_out_rows(self.features, self.split)
         if held_out is None:
             return {}
-        model = self._fitted(trained_rows(self.features, self.split, refit=False))
+        model = self._fitted(trained_rows(self.features, self.split, refit=False), epochs)
         model.set_part_weights(weights)
         validator = Validator(
             build_model(self.architecture),
@@ -185,7 +193,7 @@ class FittedRun:
         self._say(f"mAP {choice['score']:.4f} on {choice['rows']} rows (chance {choice['chance']:.4f})")
         return choice
 
-    def _fitted(self, rows: Rows) -> Best:
+    def _fitted(self, rows: Rows, epochs: int) -> Best:
         """A model fitted on every caption of some rows."""
         features = self.features
         chosen_N = np.zeros(len(features), np.bool_)
@@ -202,6 +210,7 @@ class FittedRun:
             self.head,
             kernel_NK=self._kernel(model, captions),
             region_shares_NC=torch.from_numpy(self.shares_NC[items]),
+            epochs=epochs,
         )
         return model.eval()
 

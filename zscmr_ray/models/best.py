@@ -12,8 +12,9 @@ with its synonyms, alone, and in a prompt, ~ a value centred on the training row
 In [y ~, k ~] each has a mean square of 1 over the training rows. `named` and `seen` then pass shared_whitening.py.
 An unseen class is told by what it looks and reads like: by the classifier's classes, whose names the text model knows, and
 by the trained ones. Each part is a unit vector p_b, the vector [sqrt(w_b) p_b] has norm 1, and an inner product is
-sum_b w_b cos_b. Fitted in seconds, all but the towers in closed form; the weights w_b are chosen on pseudo-unseen classes
-(engine/fitted.py). The logits are recomputed from the regions, so that cached features and pixels give the same vector.
+sum_b w_b cos_b. Fitted in seconds, all but the towers in closed form; the weights w_b and the towers' epochs are chosen on
+pseudo-unseen classes (engine/fitted.py). The logits are recomputed from the regions, so that cached features and pixels
+give the same vector.
 
 Legend: B batch, R regions, L tokens, F image channels, D text channels, K landmarks, C teacher classes, N pairs,
 E = D + K.
@@ -34,7 +35,7 @@ from zscmr_ray.errors import ConfigError
 from zscmr_ray.losses.relations import Relations
 from zscmr_ray.models.alignment_statistics import PairRows, check_rows, side_moments
 from zscmr_ray.models.base import REGION, AlignmentModel, SideOutput, VectorBlock
-from zscmr_ray.models.best_settings import DEFAULT_WEIGHTS, PARTS, BestSettings
+from zscmr_ray.models.best_settings import DEFAULT_WEIGHTS, EPOCHS, PARTS, BestSettings
 from zscmr_ray.models.contrasted import Contrasted, ContrastedSettings
 from zscmr_ray.models.named_images import NamedImages
 from zscmr_ray.models.named_texts import NamedTexts
@@ -101,9 +102,13 @@ class Best(AlignmentModel):
             )
             for channels in (image, text + landmarks)
         )
-        self.contrasted = Contrasted(
-            ContrastedSettings(image, text + landmarks, width=settings.contrasted_width)
+        towers = ContrastedSettings(
+            image,
+            text + landmarks,
+            width=settings.contrasted_width,
+            num_pairs=settings.contrasted_pairs,
         )
+        self.contrasted = Contrasted(towers)
         self.whitenings = PartWhitenings(dict(zip(PARTS, settings.widths, strict=True)), settings.whitenings)
         self.part_weights = nn.Parameter(torch.tensor(DEFAULT_WEIGHTS), requires_grad=False)
 
@@ -116,8 +121,16 @@ class Best(AlignmentModel):
         """Take the classifier, which `region_shares` and `fit` need."""
         self._set(head_weight=head.weight_CF, head_bias=head.bias_C, names=head.name_CD)
 
-    def fit(self, rows: PairRows, head: TeacherHead, *, kernel_NK: Tensor, region_shares_NC: Tensor) -> None:
-        """Fit every part on mean regions and mean tokens of training pairs.
+    def fit(
+        self,
+        rows: PairRows,
+        head: TeacherHead,
+        *,
+        kernel_NK: Tensor,
+        region_shares_NC: Tensor,
+        epochs: int = EPOCHS[0],
+    ) -> None:
+        """Fit every part on mean regions and mean tokens of training pairs, the towers in `epochs` passes.
 
         `kernel_NK` is what `token_kernel`, fitted before, says of their texts, `region_shares_NC` what `region_shares`
         says of their images. Raises DataError for rows that do not do.
@@ -150,7 +163,7 @@ class Best(AlignmentModel):
         both_NE = self._both(text_ND - self.fitted["text_mean"], kernel_NK)
         self.image_seen.fit(centred_NF, class_N, regularisation=settings.seen_image_regularisation)
         self.text_seen.fit(both_NE, class_N, regularisation=settings.seen_text_regularisation)
-        self.contrasted.fit(rows, centred_NF, both_NE)
+        self.contrasted.fit(rows, centred_NF, both_NE, epochs=epochs)
         with torch.no_grad():
             images = self.plain_image_parts(image_NF, region_shares_NC)
             texts = self.plain_text_parts(torch.from_numpy(rows.text_ND).float(), kernel_NK)

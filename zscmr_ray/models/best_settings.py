@@ -7,6 +7,8 @@ from dataclasses import dataclass
 PARTS = ("named", "semantic", "seen", "contrasted")
 DEFAULT_WEIGHTS = (1.0, 0.15, 0.2, 0.25)
 """Where the choice of the weights begins; chosen on pseudo-unseen classes (docs/science.md)."""
+EPOCHS = (10, 16)
+"""Passes of the towers that a training chooses from on its own pseudo-unseen classes; the first where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,14 @@ class BestSettings:
     num_landmarks: int = 512
     token_kernel_width: float = 0.2
     contrasted_width: int = 256
+    contrasted_pairs: int = 3
     seen_whitening: float = 1.0
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Columns of each part, in the order of PARTS."""
-        return (self.num_classes, self.text_channels, self.max_seen_classes, self.contrasted_width)
+        towers = self.contrasted_width * self.contrasted_pairs
+        return (self.num_classes, self.text_channels, self.max_seen_classes, towers)
 
     @property
     def whitenings(self) -> dict[str, float]:

@@ -59,6 +59,11 @@ def choose_part_weights(
     return weights, best
 
 
+def mean_map(folds: Sequence[PartFold], weights: Mapping[str, float]) -> float:
+    """Return the mAP at some weights, averaged over folds and directions."""
+    return _mean_score([_FoldScores(fold) for fold in folds], weights)
+
+
 def shrunk(weights: Mapping[str, float], start: Mapping[str, float], *, share: float) -> dict[str, float]:
     """Return weights (largest 1) that lie between the start (share 0) and the chosen ones (share 1), sums made equal.
 
