@@ -71,7 +71,7 @@ def test_both_steps_in_one_process_give_what_they_give_apart(tmp_path: Path) -> 
     both = EmbedShards(decode, Build(), threads=1)
     rows = list(both(pa.Table.from_pylist([task_row(shards)])))
     # The first bundle travels as soon as it is staged; then eight share a row, or what is left.
-    assert [len(results_of(row["results"][0].as_py())) for row in rows] == [1, 10, 3]
+    assert [len(results_of(row["results"][0].as_py())) for row in rows] == [1, 11, 2]
     found = [result for row in rows for result in results_of(row["results"][0].as_py())]
     assert found == [result for shard in shards for result in run_steps(staging_store(apart, 0), shard)]
 
