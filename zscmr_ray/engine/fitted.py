@@ -7,7 +7,7 @@
     validate   fitted on seen minus pseudo-unseen classes, scored on the pseudo-unseen ones as every recipe is
     fit        on all trained classes: those, or with `train.refit` all seen ones
 
-Every step sees rows of seen classes only. Deterministic, seconds long, hence without resumable states: a killed run begins
+Every step sees rows of seen classes only. Deterministic, a minute long, hence without resumable states: a killed run begins
 again and ends with the same bytes. No checkpoints, no Ray: engine/run.py is the training of all other methods.
 """
 

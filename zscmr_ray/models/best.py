@@ -12,7 +12,7 @@ with its synonyms, alone, and in a prompt, ~ a value centred on the training row
 In [y ~, k ~] each has a mean square of 1 over the training rows. `named` and `seen` then pass shared_whitening.py.
 An unseen class is told by what it looks and reads like: by the classifier's classes, whose names the text model knows, and
 by the trained ones. Each part is a unit vector p_b, the vector [sqrt(w_b) p_b] has norm 1, and an inner product is
-sum_b w_b cos_b. Fitted in seconds, all but the towers in closed form; the weights w_b and the towers' epochs are chosen on
+sum_b w_b cos_b. Fitted at once, all but the towers in closed form; the weights w_b and the towers' epochs are chosen on
 pseudo-unseen classes (engine/fitted.py). The logits are recomputed from the regions, so that cached features and pixels
 give the same vector.
 
