@@ -89,42 +89,24 @@ def write_untrained(run: Path, backbone: str, *, width: int) -> None:
     write_manifest(store, Manifest(key=key, config_hash=key.config_hash))
 
 
-Arrived = Callable[[float, int | None], None]
-
-
-def run_ours(config: Config, *, num_rows: int, arrived: Arrived | None = None) -> tuple[float, float]:
-    """Images/s of the embed stage in its steady state, and its whole time with the start of its workers.
+def run_anew(config: Config, *, num_rows: int, arrived: Callable[[float, int | None], None]) -> None:
+    """Run the embed stage from an empty directory, on a Ray of its own.
 
     `arrived` is told the time and number of rows whenever some arrive, and at the end the time and None.
     """
+    from zscmr_ray.cli.session import ray_session
     from zscmr_ray.stages.embed.plan import plan_embed
     from zscmr_ray.stages.embed.run import embed_job
     from zscmr_ray.stages.plane.run import run_plane
 
-    arrivals: Arrivals = []
-
     def observe(result: ChunkResult) -> None:
-        arrivals.append((time.monotonic(), result.num_in))
-        if arrived is not None:
-            arrived(*arrivals[-1])
-
-    job = replace(embed_job(config, plan_embed(config)), observe=observe)
-    started_s = time.monotonic()
-    commits = run_plane(job)
-    ended_s = time.monotonic()
-    if arrived is not None:
-        arrived(ended_s, None)
-    assert sum(commit.counts["out"] for commit in commits) == num_rows
-    return steady_rate(arrivals, ended_s), ended_s - started_s
-
-
-def run_anew(config: Config, *, num_rows: int, arrived: Arrived | None = None) -> tuple[float, float]:
-    """The same from an empty directory, on a Ray of its own."""
-    from zscmr_ray.cli.session import ray_session
+        arrived(time.monotonic(), result.num_in)
 
     Store(config.data.run_uri).delete_tree("embeddings")
     with ray_session(config.ray):
-        return run_ours(config, num_rows=num_rows, arrived=arrived)
+        commits = run_plane(replace(embed_job(config, plan_embed(config)), observe=observe))
+        arrived(time.monotonic(), None)
+    assert sum(commit.counts["out"] for commit in commits) == num_rows
 
 
 # -- bare processes ---------------------------------------------------------------------------------------
