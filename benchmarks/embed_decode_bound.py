@@ -2,7 +2,8 @@
 
 value = images/s of `zscmr embed` from raw shards over the plain pipeline's, the better of its two forms (bar 3); also at
 least 0.9 of bare decoding in two processes, which reads the same tars and does nothing but decode, in turns with it
-(`turns.py`). Web-size JPEGs, no thumbnails; the rate with thumbnails stands in detail beside a bare loop that makes them too.
+(`turns.py`). Bare decoding is Pillow's, the crop alone resized; a loop over our own decoder, which is faster, has turns too
+and stands in detail. Web-size JPEGs, no thumbnails; beside the rate with thumbnails a bare loop that makes them too.
 
 clip-retrieval's inference loop is not measured: see `CLIP_RETRIEVAL`.
 """
@@ -11,11 +12,22 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from contract import report
 from corpus import pictures, write_folder, write_shards
-from embed_rates import bare_decoding, embed_config, run_plain, timed, write_untrained
+from embed_rates import (
+    bare_decoding,
+    decode_as_we_do,
+    decode_by_pillow,
+    embed_config,
+    run_plain,
+    timed,
+    write_untrained,
+)
 from turns import Rates, rates_in_turns
 
 from zscmr_ray.cli.session import ray_session
@@ -46,23 +58,23 @@ def main() -> None:
         # Each half often enough: bare decoding goes on as long as our run lasts.
         halves = [tars[::2] * 4, tars[1::2] * 4]
 
-        def beside_bare(*, thumbnail_px: int | None = None) -> Rates:
-            loop = (bare_decoding, halves, {"thumbnail_px": thumbnail_px})
-            config = configs[thumbnail_px is not None]
+        def beside_bare(*, thumbnails: bool, **loops: Callable[[bytes], Any]) -> Rates:
+            bare = {name: (bare_decoding, halves, {"decode": decode}) for name, decode in loops.items()}
             rates: Rates = timed(
-                f"thumbnails of {thumbnail_px} px",
-                lambda: rates_in_turns(config, {"decoding": loop}, num_rows=num_rows),
+                "with thumbnails" if thumbnails else "without thumbnails",
+                lambda: rates_in_turns(configs[thumbnails], bare, num_rows=num_rows),
             )
             return rates
 
-        rounds = [beside_bare() for _ in range(ROUNDS)]
-        with_thumbnails = beside_bare(thumbnail_px=256)
+        rounds = [
+            beside_bare(thumbnails=False, pillow=decode_by_pillow, own=decode_as_we_do) for _ in range(ROUNDS)
+        ]
+        with_thumbnails = beside_bare(thumbnails=True, own=partial(decode_as_we_do, thumbnail_px=256))
         with ray_session(configs[False].ray):
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
-    ours, decoding = (statistics.median(rates) for rates in zip(*map(_pair, rounds), strict=True))
-    shares = [our / bare for our, bare in map(_pair, rounds)]
-    over_plain, of_bare = ours / max(plain.values()), statistics.median(shares)
-    our_thumbnails, bare_thumbnails = _pair(with_thumbnails)
+    shares = {name: [rates.ours / rates.bare[name] for rates in rounds] for name in ("pillow", "own")}
+    ours = statistics.median(rates.ours for rates in rounds)
+    over_plain, of_bare = ours / max(plain.values()), statistics.median(shares["pillow"])
     report(
         name="embed_decode_bound",
         value=over_plain,
@@ -73,25 +85,25 @@ def main() -> None:
             "images": num_rows,
             "pictures": kind,
             "ours_images_per_s": round(ours, 1),
-            "bare_decoding_images_per_s": round(decoding, 1),
-            "of_bare_decoding": round(of_bare, 3),
-            "of_bare_decoding_by_run": [round(share, 3) for share in shares],
+            "bare_decoding_images_per_s": {
+                name: round(statistics.median(rates.bare[name] for rates in rounds), 1) for name in shares
+            },
+            "of_bare_decoding": {name: round(statistics.median(found), 3) for name, found in shares.items()},
+            "of_bare_decoding_by_run": {
+                name: [round(share, 3) for share in found] for name, found in shares.items()
+            },
             "turns_by_run": [rates.num_turns for rates in rounds],
             "bar_of_bare_decoding": BAR_BARE,
             "plain_ray_images_per_s": {form: round(rate, 1) for form, rate in plain.items()},
             "plain_ray_images": PLAIN_ROWS,
             "with_thumbnails": {
-                "ours_images_per_s": round(our_thumbnails, 1),
-                "bare_images_per_s": round(bare_thumbnails, 1),
-                "of_bare": round(our_thumbnails / bare_thumbnails, 3),
+                "ours_images_per_s": round(with_thumbnails.ours, 1),
+                "bare_images_per_s": round(with_thumbnails.bare["own"], 1),
+                "of_bare": round(with_thumbnails.ours / with_thumbnails.bare["own"], 3),
             },
             "clip_retrieval": CLIP_RETRIEVAL,
         },
     )
-
-
-def _pair(rates: Rates) -> tuple[float, float]:
-    return rates.ours, rates.bare["decoding"]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ model, our process environment, and is spared the processor's normalisation (the
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import queue
@@ -28,6 +29,7 @@ from zscmr_ray.stages.plane.chunks import ChunkResult
 from zscmr_ray.storage import Store
 
 MAX_PIXELS = 64_000_000
+_SIZE_PX, _CROP_FRACTION = 224, 0.875
 _REPORT_ROWS = 64
 ENCODED_CHUNKS = 12
 
@@ -54,7 +56,12 @@ def write_untrained(run: Path, backbone: str, *, width: int) -> None:
 
     image, text = load_image_backbone(backbone), load_text_backbone("tiny")
     settings = FganSettings(
-        image.num_channels, text.num_channels, num_classes=image.num_classes or 0, width=width
+        image.num_channels,
+        text.num_channels,
+        num_classes=image.num_classes or 0,
+        width=width,
+        num_heads=max(1, width // 128),
+        latent=width,
     )
     torch.manual_seed(0)
     model = build_fgan(settings, seed=0)
@@ -129,18 +136,35 @@ def run_bare(worker: Callable[..., None], shares: list[Any], *, num_rows: int, *
     return steady_rate(arrivals, max(at_s for at_s, _ in arrivals))
 
 
-def bare_decoding(shards: list[Path], results: Any, *, thumbnail_px: int | None) -> None:
+def bare_decoding(shards: list[Path], results: Any, *, decode: Callable[[bytes], Any]) -> None:
     """Every picture of the shards to the model's pixels, and nothing else (the monotonic clock is the machine's)."""
-    from zscmr_ray.data.decode import decode_image
-
     for shard in shards:
         for number, data in enumerate(read_pictures(shard), 1):
-            decode_image(
-                data, size_px=224, crop_fraction=0.875, interpolation="bicubic",
-                max_pixels=MAX_PIXELS, thumbnail_px=thumbnail_px,
-            )  # fmt: skip
+            decode(data)
             if number % _REPORT_ROWS == 0:
                 results.put((time.monotonic(), _REPORT_ROWS))
+
+
+def decode_by_pillow(data: bytes) -> Any:
+    """What a loop over pictures usually does, at its fastest: Pillow, and only the crop resized."""
+    from PIL import Image
+
+    from zscmr_ray.data.decode import crop_box
+
+    image: Image.Image = Image.open(io.BytesIO(data))
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    box = crop_box(*image.size, size_px=_SIZE_PX, crop_fraction=_CROP_FRACTION)
+    return np.asarray(image.resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BICUBIC, box=box))
+
+
+def decode_as_we_do(data: bytes, *, thumbnail_px: int | None = None) -> Any:
+    """The project's own decoding."""
+    from zscmr_ray.data.decode import decode_image
+
+    return decode_image(
+        data, size_px=_SIZE_PX, crop_fraction=_CROP_FRACTION, interpolation="bicubic",
+        max_pixels=MAX_PIXELS, thumbnail_px=thumbnail_px,
+    )  # fmt: skip
 
 
 def bare_embedding(shards: list[Path], results: Any, *, config: Config, threads: int) -> None:

@@ -22,7 +22,7 @@ from embed_rates import run_anew
 
 from zscmr_ray.config import Config
 
-TURN_S = 3.0
+TURN_S = 1.5
 _CONTEXT = multiprocessing.get_context("spawn")
 
 

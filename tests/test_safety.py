@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.embeddings_run import run_config, write_embeddings
+from tests.own_ray import own_ray
 from tests.pairs_run import tiny_config, write_pairs
 from tests.stages.corpus import corpus_config, good_samples, write_tar
 from tests.stages.small_run import small_config, write_checkpoint
 from tests.stages.small_run import write_pairs as write_small_pairs
-from zscmr_ray.cli.session import RAY_ENVIRONMENT, ray_session
+from zscmr_ray.cli.session import RAY_ENVIRONMENT, UNWATCHED_ENVIRONMENT, ray_session
 from zscmr_ray.config import Config, RaySection
 from zscmr_ray.errors import RefusedError
 from zscmr_ray.lease import take_lease
@@ -61,6 +64,16 @@ def test_a_ray_started_here_listens_on_loopback_and_asks_for_a_token(asked: list
     assert with_dashboard["dashboard_host"] == without["dashboard_host"] == "127.0.0.1"
     assert with_dashboard["include_dashboard"] and not without["include_dashboard"]
     assert RAY_ENVIRONMENT["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_ray_of_one_command_is_not_measured_and_leaves_no_trace_in_the_environment() -> None:
+    before = dict(os.environ)
+    with own_ray(num_cpus=1, object_store_bytes=100_000_000):
+        started = {process.pid: process for process in psutil.Process().children(recursive=True)}
+        raylet = next(process for process in started.values() if process.name() == "raylet")
+        assert UNWATCHED_ENVIRONMENT.items() <= raylet.environ().items()
+        assert not any("log_monitor.py" in " ".join(process.cmdline()) for process in started.values())
+    assert not os.environ.keys() & UNWATCHED_ENVIRONMENT.keys() - before.keys()
 
 
 def _preprocess(folder: Path) -> Config:

@@ -43,6 +43,12 @@ RAY_ENVIRONMENT = {
     "RAY_event_stats": "0",
 }
 
+# For a Ray of one command without a dashboard: nobody looks at what it measures of its processes, 1% of a core.
+UNWATCHED_ENVIRONMENT = {
+    "RAY_enable_metrics_collection": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
+
 INTERRUPTED = 130
 INTERRUPTED_TEXT = "interrupted: run the same command again and it goes on where it stopped"
 
@@ -59,6 +65,24 @@ def prepare_environment() -> None:
     """Set the environment Ray and its workers read; what the user has set stays."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Start the Ray of the block for one command and no dashboard; what the user has set in the environment stays."""
+    import ray
+
+    added = {name: value for name, value in UNWATCHED_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+    node = ray._private.worker._global_node
+    if node is not None:
+        # It sends what workers print to a driver that asked for none: 1% of a core, and no setting.
+        node.kill_log_monitor()
 
 
 @contextlib.contextmanager
@@ -81,18 +105,20 @@ def ray_session(section: RaySection) -> Iterator[None]:
         if address:
             ray.init(address, namespace=namespace, logging_level=logging.WARNING, log_to_driver=False)
         else:
-            ray.init(
-                "local",
-                namespace=namespace,
-                num_cpus=section.num_cpus,
-                object_store_memory=section.object_store_bytes,
-                include_dashboard=section.dashboard_port is not None,
-                dashboard_host="127.0.0.1",
-                dashboard_port=section.dashboard_port,
-                _temp_dir=section.temp_dir,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
+            has_dashboard = section.dashboard_port is not None
+            with contextlib.nullcontext() if has_dashboard else _unwatched():
+                ray.init(
+                    "local",
+                    namespace=namespace,
+                    num_cpus=section.num_cpus,
+                    object_store_memory=section.object_store_bytes,
+                    include_dashboard=has_dashboard,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=section.dashboard_port,
+                    _temp_dir=section.temp_dir,
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             "cannot reach or start Ray",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zscmr_ray.data.image_limits import MAX_SIDE_PX, TIFF_MAGIC, excess_of
+from zscmr_ray.data.jpeg import decode_common_jpeg
 from zscmr_ray.data.records import RowRejected
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.schema import RejectCode
@@ -147,6 +148,9 @@ def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
     excess = excess_of(data, max_pixels=max_pixels)
     if excess:
         raise ImageRejected(RejectCode.TOO_MANY_PIXELS, excess)
+    common = decode_common_jpeg(data, max_pixels=max_pixels)
+    if common is not None:
+        return common, True
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:

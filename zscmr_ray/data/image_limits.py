@@ -8,6 +8,7 @@ tried: a TIFF of 1 MB that took 1.2 GB, another that took 14 s, a JPEG of 30 KB 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 # PIL keeps a pointer for every row: a picture one pixel wide needs ten times the memory of a square one.
@@ -19,7 +20,8 @@ MAX_TIFF_PIECES = 1 << 16
 # Run-length coding puts at most 255 pixels into two bytes; PIL would fill up the rest of the picture one by one.
 MAX_RLE_PIXELS_PER_BYTE = 128
 
-_SEQUENTIAL_FRAMES, _SCAN, _END = (0xC0, 0xC1), 0xDA, 0xD9
+SCAN = 0xDA
+_SEQUENTIAL_FRAMES, _END = (0xC0, 0xC1), 0xD9
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _MARKERS_WITHOUT_LENGTH = (0x01, 0xD8)
 _TIFF_ORDERS: dict[bytes, Literal["little", "big"]] = {
@@ -46,24 +48,31 @@ def excess_of(data: bytes, *, max_pixels: int) -> str | None:
     return None
 
 
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the marker of each segment of a JPEG and where its contents begin, a length of two bytes first, in order."""
+    at = 2
+    while match := _MARKER.search(data, at):
+        marker, at = match[1][0], match.end()
+        yield marker, at
+        if marker not in _MARKERS_WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2], "big")
+
+
 def _has_too_many_scans(data: bytes) -> bool:
     """Whether a JPEG has more scans than allowed: each may be a pass over the whole picture, however few bytes it has.
 
     Those of a sequential Huffman-coded one are not counted: they hold bits for every block, so that they cost no more
     than their bytes. Most pictures are such, and known after a few markers.
     """
-    scans, at = 0, 2
-    while match := _MARKER.search(data, at):
-        marker, at = match[1][0], match.end()
+    scans = 0
+    for marker, at in jpeg_segments(data):
         if marker in _SEQUENTIAL_FRAMES or marker == _END:
             break
-        if marker == _SCAN:
+        if marker == SCAN:
             scans += 1
             # An upper bound first: it has what comes after the picture in it, but takes an eighth of the time.
             if scans == 1 and data.count(b"\xff\xda", at) < MAX_JPEG_SCANS:
                 break
-        if marker not in _MARKERS_WITHOUT_LENGTH:
-            at += int.from_bytes(data[at : at + 2], "big")
     return scans > MAX_JPEG_SCANS
 
 

@@ -221,6 +221,10 @@ def bundles(packed: Iterable[PackedChunk], *, max_rows: int) -> Iterator[list[Pa
             yield held
             held = []
         held.append(chunk)
+        # At once: the chunk after a full one would be decoded first, and push this one's 10 MB out of the caches.
+        if sum(one.num_rows for one in held) >= max_rows:
+            yield held
+            held = []
     if held:
         yield held
 

@@ -1,0 +1,105 @@
+"""The fast way through a JPEG: Pillow's pixels to the last bit, and whatever is not plainly common left to Pillow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from zscmr_ray.data.decode import decode_image
+from zscmr_ray.data.jpeg import decode_common_jpeg
+
+RNG = np.random.default_rng(0)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Soft colours under some grain: every subsampling and rounding shows."""
+    soft = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((width, height))
+    grain = RNG.normal(0, 12, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(soft) + grain, 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def common(data: bytes, *, max_pixels: int = 1_000_000) -> npt.NDArray[np.uint8] | None:
+    found = decode_common_jpeg(data, max_pixels=max_pixels)
+    return None if found is None else np.asarray(found)
+
+
+def by_pillow(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"optimize": True, "quality": 30}, {"quality": 100}, {"restart_marker_rows": 1},
+     {"icc_profile": b"profile" * 40}, {"comment": b"a comment"}],
+    ids=lambda options: next(iter(options), "plain"),
+)  # fmt: skip
+def test_every_common_kind_has_pillows_pixels(subsampling: str, options: dict[str, object]) -> None:
+    for size in ((1, 1), (7, 3), (16, 16), (129, 97), (500, 375)):
+        data = encode(picture(*size), subsampling=subsampling, **options)
+        assert np.array_equal(common(data), by_pillow(data)), size
+
+
+def test_colours_stored_as_rgb() -> None:
+    data = encode(picture(60, 40), keep_rgb=True)
+    assert np.array_equal(common(data), by_pillow(data))
+
+
+def test_what_is_not_plainly_common_is_pillows() -> None:
+    image = picture(60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sound = encode(image)
+    for other in (
+        encode(image, exif=exif),
+        encode(image.convert("L")),
+        encode(image.convert("CMYK")),
+        sound[: len(sound) // 2],
+        sound[:-2],
+        sound[:20] + b"\0\0\0" + sound[20:],
+        b"",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+    ):
+        assert common(other) is None
+    assert common(sound, max_pixels=60 * 40) is not None
+    assert common(sound, max_pixels=60 * 40 - 1) is None
+
+
+def test_damaged_bytes_are_left_to_pillow_or_give_its_pixels() -> None:
+    sound = encode(picture(97, 61))
+    num_decoded = 0
+    for _ in range(400):
+        damaged = bytearray(sound)
+        for place in RNG.integers(0, len(sound), RNG.integers(1, 4)):
+            damaged[place] ^= int(RNG.integers(1, 256))
+        found = common(bytes(damaged))
+        if found is not None:
+            num_decoded += 1
+            assert np.array_equal(found, by_pillow(bytes(damaged)))
+    assert 40 < num_decoded < 400
+
+
+def test_the_crop_and_the_thumbnail_are_those_of_the_same_picture_in_another_container() -> None:
+    data = encode(picture(640, 480), quality=95)
+    lossless = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(lossless, "PNG")
+
+    def decoded(stored: bytes) -> tuple[bytes, bytes | None]:
+        found = decode_image(
+            stored, size_px=224, crop_fraction=0.875, interpolation="bicubic", max_pixels=1 << 20, thumbnail_px=256
+        )  # fmt: skip
+        return found.pixels_HW3.tobytes(), found.thumbnail_jpeg
+
+    assert decode_common_jpeg(data, max_pixels=1 << 20) is not None
+    assert decoded(data) == decoded(lossless.getvalue())
