@@ -13,7 +13,17 @@ import platform
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("ray", "torch", "deepspeed", "pyarrow", "transformers", "faiss-cpu", "numpy", "pillow", "simplejpeg")
+_PACKAGES = (
+    "ray",
+    "torch",
+    "deepspeed",
+    "pyarrow",
+    "transformers",
+    "faiss-cpu",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+)
 
 
 def report(
