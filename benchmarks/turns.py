@@ -1,4 +1,4 @@
-"""The embed stage and bare loops in turns of a second and a half, the others stopped (SIGSTOP) meanwhile: rates of one machine.
+"""The embed stage and bare loops in turns of 1.5 s, the others stopped (SIGSTOP) meanwhile: rates of one machine.
 
 A virtual machine's own speed drifts by a third within a minute: whole runs one after another gave shares from .83 to 1.16
 of the same program. Here all have the same minutes. A rate is rows over the seconds of the own turns.

@@ -1,8 +1,9 @@
-"""The common JPEG decoded by libjpeg-turbo's own interface (simplejpeg): Pillow's pixels, 8% sooner with the resize.
+"""The common JPEG decoded by libjpeg-turbo's own interface (simplejpeg): Pillow's pixels, sooner.
 
 Pillow opens such a file in Python, takes it in blocks and copies every row into its own layout; here libjpeg-turbo writes
-that layout and Pillow borrows the memory. Whatever is not plainly common, or draws as little as a warning, is left to
-Pillow: it alone says which bytes are a picture. Not orientation, caps or colour modes: `decode.py`.
+that layout and Pillow borrows the memory, which saves 3 to 5% of decoding and resizing. Whatever is not plainly common, or
+draws as little as a warning, is left to Pillow: it alone says which bytes are a picture. Not orientation, caps or colour
+modes: `decode.py`.
 """
 
 from __future__ import annotations

@@ -150,7 +150,16 @@ class _Rests(ExecutionCallback):
         self._began_s = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(min(_MAX_REST_S, _REST_SHARE * (time.monotonic() - self._began_s)))
+        time.sleep(rest_s(time.monotonic() - self._began_s))
+
+
+def rest_s(running_s: float) -> float:
+    """How long Ray Data's loop rests after a turn, when it has run so long.
+
+    >>> rest_s(1.0), rest_s(3600.0)
+    (0.02, 0.3)
+    """
+    return min(_MAX_REST_S, _REST_SHARE * running_s)
 
 
 @contextlib.contextmanager
