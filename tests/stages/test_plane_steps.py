@@ -293,6 +293,8 @@ def test_small_inputs_start_fewer_encoders() -> None:
     assert fit_width([NodeResources(64)], PlaneSection(num_encoders=3), max_encoders=1).num_encoders == 3
 
 
+# Ray Data's context warns of its own fields when it is first made.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ray_datas_loop_rests_in_proportion_and_its_setting_ends_with_the_run() -> None:
     from ray.data import DataContext
 
