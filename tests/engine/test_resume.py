@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,13 @@ class StateOfBytes(BareEngine):
         torch.save({"rank": rank()}, folder / f"{rank()}.pt")
 
 
+class StateOfNothing(StateOfBytes):
+    """One whose files are gone before they are kept."""
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
 def names(store: Store) -> list[str]:
     return sorted({info.key.split("/")[0] for info in store.child(FOLDER).list()})
 
@@ -185,3 +194,39 @@ def test_what_one_rank_cannot_write_all_raise(tmp_path: Path) -> None:
             "state of step 6 could not be written; got: the disk is full: /there; remedy: make room" in said
         )
         assert newest == "step-00000003"
+
+
+_ENDS_MEANWHILE = """
+import atexit, sys, threading, time
+# Before anything has a temporary folder: what tidies those up when the process ends then comes first.
+atexit.register(lambda: worker.join())
+from tests.engine.test_resume import StateOfBytes, save
+from zscmr_ray.storage import Store
+
+class Slow(StateOfBytes):
+    def save(self, folder):
+        super().save(folder)
+        ending.set()
+        time.sleep(1)
+
+ending = threading.Event()
+worker = threading.Thread(target=lambda: save(Store(sys.argv[1]), Slow(), 5), daemon=True)
+worker.start()
+ending.wait()
+"""
+
+
+def test_a_process_that_ends_while_a_state_is_written_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _ENDS_MEANWHILE, str(tmp_path)], check=True, timeout=120)
+    point = newest_state(Store(tmp_path), zero_stage=0, architecture=MODEL)
+    assert point is not None and point.files == ("ranks/0.pt",)
+
+
+def test_a_state_without_any_ranks_engine_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    save(store, StateOfBytes(), 3)
+    save(store, StateOfNothing(), 6)
+    assert found(store) == "step-00000003"
+    assert "step-00000006: it holds no rank's engine" in capsys.readouterr().err

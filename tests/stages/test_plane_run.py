@@ -11,6 +11,7 @@ from tests.stages.numbers import RAY_WARNINGS, Build, Numbers, digests, make_sha
 from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import DataError, MissingPackageError
 from zscmr_ray.schema import part_name
+from zscmr_ray.stages.plane import on_ray
 from zscmr_ray.stages.plane.chunks import Shard
 from zscmr_ray.stages.plane.run import PlaneJob, RowEstimate, run_plane
 from zscmr_ray.storage import Store
@@ -101,3 +102,16 @@ def test_bad_shards_fail_by_name_and_the_rerun_does_only_them(
 def test_an_encoder_that_cannot_be_built_says_why(ray_local: None, tmp_path: Path) -> None:
     with pytest.raises(MissingPackageError, match="pip install weights"):
         run_plane(make_job(Store(tmp_path), make_shards(3), build_encoder=Build(missing=True)))
+
+
+def test_ray_datas_loop_rests_in_proportion_and_its_setting_ends_with_the_run() -> None:
+    from ray.data import DataContext
+
+    assert [on_ray.rest_s(running_s) for running_s in (0.0, 1.0, 10.0, 3600.0)] == [0.0, 0.02, 0.2, 0.3]
+    context = DataContext.get_current()
+    before = context.custom_execution_callback_classes
+    with on_ray._data_context(rests=True):
+        assert context.custom_execution_callback_classes == [*before, on_ray._Rests]
+    with on_ray._data_context(rests=False):
+        assert context.custom_execution_callback_classes == before
+    assert context.custom_execution_callback_classes == before

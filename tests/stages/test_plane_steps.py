@@ -291,20 +291,3 @@ def test_encoders_on_gpus_need_gpus() -> None:
 def test_small_inputs_start_fewer_encoders() -> None:
     assert fit_width([NodeResources(64)], PlaneSection(), max_encoders=1).num_encoders == 1
     assert fit_width([NodeResources(64)], PlaneSection(num_encoders=3), max_encoders=1).num_encoders == 3
-
-
-# Ray Data's context warns of its own fields when it is first made.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_ray_datas_loop_rests_in_proportion_and_its_setting_ends_with_the_run() -> None:
-    from ray.data import DataContext
-
-    from zscmr_ray.stages.plane import on_ray
-
-    assert [on_ray.rest_s(running_s) for running_s in (0.0, 1.0, 10.0, 3600.0)] == [0.0, 0.02, 0.2, 0.3]
-    context = DataContext.get_current()
-    before = context.custom_execution_callback_classes
-    with on_ray._data_context(rests=True):
-        assert context.custom_execution_callback_classes == [*before, on_ray._Rests]
-    with on_ray._data_context(rests=False):
-        assert context.custom_execution_callback_classes == before
-    assert context.custom_execution_callback_classes == before

@@ -13,12 +13,13 @@ goes to the run's store directly, so that it outlives driver, cluster and worker
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -82,11 +83,11 @@ def save_state(
         _prune(store, step, keep)
         return {}
 
-    with tempfile.TemporaryDirectory(prefix="zscmr-") as folder:
+    with _scratch() as folder:
         # First: what it refuses leaves no half of a state behind.
-        _save_engine(engine, Path(folder))
+        _save_engine(engine, folder)
         records = _together(step, begin, only_first=True)
-        records |= _together(step, lambda: _put_folder(state, Path(folder)))
+        records |= _together(step, lambda: _put_folder(state, folder))
     _together(step, complete, only_first=True)
 
 
@@ -124,18 +125,32 @@ def newest_state(
 def load_engine(store: Store, point: ResumePoint, engine: Engine) -> None:
     """Put an engine where the state left it. Every rank must call it."""
     state = store.child(f"{FOLDER}/{point.name}")
-    with tempfile.TemporaryDirectory(prefix="zscmr-") as folder:
+    with _scratch() as folder:
         for key in point.files:
-            target = Path(folder) / key.removeprefix(_ENGINE_FILES)
+            target = folder / key.removeprefix(_ENGINE_FILES)
             target.parent.mkdir(parents=True, exist_ok=True)
             with state.open(key) as reader, target.open("wb") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
-        engine.load(Path(folder), num_workers=point.num_workers)
+        engine.load(folder, num_workers=point.num_workers)
 
 
 def delete_states(store: Store) -> None:
     """Delete all resumable states: the training they belong to is complete."""
     store.delete_tree(FOLDER)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder until the end of the block.
+
+    Not tempfile's TemporaryDirectory, which empties itself when the process begins to end, under a thread that still writes,
+    as Ray Train's does: a stopped job once left a state that was complete but for the engine's files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="zscmr-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _together(step: int, write: Callable[[], dict[str, str]], *, only_first: bool = False) -> dict[str, str]:
@@ -215,6 +230,8 @@ def _fault(state: Store) -> str | None:
         complete = state.read_json(COMPLETE)
         if not complete.keys() >= _FACTS:
             return f"{COMPLETE} lacks {', '.join(sorted(_FACTS - complete.keys()))}"
+        if not any(key.startswith(_ENGINE_FILES) for key in complete["files"]):
+            return "it holds no rank's engine"
         bad = [key for key, digest in complete["files"].items() if state.sha256(key) != digest]
     except StorageError:
         # The place is at fault and not the state: to pass over it would be to lose it.
