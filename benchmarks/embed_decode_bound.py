@@ -2,8 +2,8 @@
 
 value = images/s of `zscmr embed` from raw shards over the plain pipeline's, the better of its two forms (bar 3); also at
 least 0.9 of bare decoding in two processes, which reads the same tars and does nothing but decode, in turns with it
-(`turns.py`). Bare decoding is Pillow's, the crop alone resized; a loop over our own decoder, which is faster, has turns too
-and stands in detail. Web-size JPEGs, no thumbnails; beside the rate with thumbnails a bare loop that makes them too.
+(`turns.py`). Bare decoding is our own decoder's, which is faster than Pillow's; a loop by Pillow, the crop alone resized, has
+turns too and stands in detail. Web-size JPEGs, no thumbnails; with thumbnails beside a bare loop that makes them too.
 
 clip-retrieval's inference loop is not measured: see `CLIP_RETRIEVAL`.
 """
@@ -74,7 +74,7 @@ def main() -> None:
             plain = timed("plain Ray", lambda: run_plain(folder, model=folder / "model", num_rows=PLAIN_ROWS))
     shares = {name: [rates.ours / rates.bare[name] for rates in rounds] for name in ("pillow", "own")}
     ours = statistics.median(rates.ours for rates in rounds)
-    over_plain, of_bare = ours / max(plain.values()), statistics.median(shares["pillow"])
+    over_plain, of_bare = ours / max(plain.values()), statistics.median(shares["own"])
     report(
         name="embed_decode_bound",
         value=over_plain,
