@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from tests.data import test_decode
 from zscmr_ray.data.decode import decode_image
 from zscmr_ray.data.jpeg import decode_common_jpeg
 
 RNG = np.random.default_rng(0)
+encode = partial(test_decode.encode, format_name="JPEG")
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -20,12 +23,6 @@ def picture(width: int, height: int) -> Image.Image:
     soft = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((width, height))
     grain = RNG.normal(0, 12, (height, width, 3))
     return Image.fromarray(np.clip(np.asarray(soft) + grain, 0, 255).astype(np.uint8))
-
-
-def encode(image: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def common(data: bytes, *, max_pixels: int = 1_000_000) -> npt.NDArray[np.uint8] | None:
