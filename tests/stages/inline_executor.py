@@ -18,7 +18,6 @@ from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import EncodeChunks
 from zscmr_ray.stages.plane.resources import Fleet
 from zscmr_ray.stages.plane.run import PlaneJob
-from zscmr_ray.storage import Store
 
 
 class InlineExecutor:
@@ -32,16 +31,16 @@ class InlineExecutor:
     def fleet(self, job: PlaneJob) -> Fleet:
         return Fleet(1, 1, num_encoders=1, encoder_threads=1, num_decoders=1, num_commits=1)
 
-    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[list[ChunkResult]]:
+    def results(self, job: PlaneJob, tasks: list[list[Shard]], to: Commits) -> Iterator[list[ChunkResult]]:
         decode = DecodeShards(
             job.source,
-            staging,
+            to.staging,
             max_failures=job.plane.max_shard_failures,
             chunk_rows=job.plane.chunk_rows,
         )
         encode = EncodeChunks(
             job.build_encoder,
-            staging,
+            to.staging,
             max_failures=job.plane.max_shard_failures,
             threads=job.plane.encoder_threads,
         )

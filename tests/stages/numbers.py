@@ -13,7 +13,18 @@ import pytest
 
 from zscmr_ray.errors import DataError, MissingPackageError
 from zscmr_ray.schema import RejectCode, file_metadata, part_name
-from zscmr_ray.stages.plane.chunks import DecodedChunk, EncodedChunk, RejectedRow, Shard
+from zscmr_ray.stages.plane.chunks import (
+    ChunkResult,
+    DecodedChunk,
+    EncodedChunk,
+    RejectedRow,
+    Shard,
+    results_of,
+    task_row,
+)
+from zscmr_ray.stages.plane.decode import DecodeShards
+from zscmr_ray.stages.plane.encode import EncodeChunks
+from zscmr_ray.stages.plane.staging import staging_store
 from zscmr_ray.storage import Store
 
 # Ray Data's own settings warn about themselves, and Ray leaves sockets and files to the garbage collector.
@@ -111,3 +122,14 @@ def digests(store: Store) -> dict[str, str]:
     """Hash of every file of a stage directory, the stage mark and bookkeeping left out."""
     keys = [info.key for info in store.list() if not info.key.startswith("_")]
     return {key: hashlib.sha256(store.read_bytes(key)).hexdigest() for key in keys}
+
+
+def run_steps(
+    store: Store, shard: Shard, *, source: Numbers | None = None, build: Build | None = None
+) -> list[ChunkResult]:
+    """Decode and encode one shard in this process."""
+    staging = staging_store(store, 0)
+    decode = DecodeShards(source or Numbers(), staging, max_failures=3, chunk_rows=3)
+    encode = EncodeChunks(build or Build(), staging, max_failures=3, threads=1)
+    rows = decode(pa.Table.from_pylist([task_row([shard])]))
+    return [result for row in rows for result in results_of(encode(row)["results"][0].as_py())]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.stages.numbers import Build, Doubler, Numbers, make_shards
+from tests.stages.numbers import Build, Doubler, Numbers, make_shards, run_steps
 from zscmr_ray.claim import open_stage
 from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import ConfigError, DataError, MissingPackageError
@@ -42,38 +42,13 @@ from zscmr_ray.stages.plane.commit import (
     try_commits,
     valid_commits,
 )
-from zscmr_ray.stages.plane.decode import DecodeShards
-from zscmr_ray.stages.plane.encode import NOT_BUILT, EncodeChunks, encode_or_isolate, error_from_json
+from zscmr_ray.stages.plane.encode import ENDS_RUN, encode_or_isolate, error_from_json
 from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
 from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, staging_store, write_chunk
-from zscmr_ray.stages.plane.together import EmbedShards
 from zscmr_ray.storage import Store
 
 ROWS = pa.table({"id": ["a", "b", "c"], "source_offset": [0, 1, 2]})
-
-
-def run_steps(
-    store: Store, shard: Shard, *, source: Numbers | None = None, build: Build | None = None
-) -> list[ChunkResult]:
-    """Decode and encode one shard in this process."""
-    staging = staging_store(store, 0)
-    decode = DecodeShards(source or Numbers(), staging, max_failures=3, chunk_rows=3)
-    encode = EncodeChunks(build or Build(), staging, max_failures=3, threads=1)
-    rows = decode(pa.Table.from_pylist([task_row([shard])]))
-    return [result for row in rows for result in results_of(encode(row)["results"][0].as_py())]
-
-
-def test_both_steps_in_one_process_give_what_they_give_apart(tmp_path: Path) -> None:
-    apart, together = Store(tmp_path / "apart"), Store(tmp_path / "together")
-    shards = make_shards(7, 1, 1, 27)
-    decode = DecodeShards(Numbers(), staging_store(together, 0), max_failures=3, chunk_rows=3)
-    both = EmbedShards(decode, Build(), threads=1)
-    rows = list(both(pa.Table.from_pylist([task_row(shards)])))
-    # The first bundle travels as soon as it is staged; then eight share a row, or what is left.
-    assert [len(results_of(row["results"][0].as_py())) for row in rows] == [1, 11, 2]
-    found = [result for row in rows for result in results_of(row["results"][0].as_py())]
-    assert found == [result for shard in shards for result in run_steps(staging_store(apart, 0), shard)]
 
 
 def commit(store: Store, shard: Shard, results: list[ChunkResult]) -> Commit:
@@ -177,7 +152,7 @@ def test_an_encoder_that_always_raises_rejects_no_row(tmp_path: Path) -> None:
 
 def test_an_encoder_that_cannot_be_built_sends_its_error_along(tmp_path: Path) -> None:
     (result,) = run_steps(Store(tmp_path), make_shards(3)[0], build=Build(missing=True))
-    assert result.failure is not None and result.failure.code == NOT_BUILT
+    assert result.failure is not None and result.failure.code == ENDS_RUN
     error = error_from_json(result.failure.reason)
     assert (type(error), error.remedy) == (MissingPackageError, "pip install weights")
 

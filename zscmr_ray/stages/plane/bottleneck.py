@@ -59,7 +59,8 @@ def shares_of(usage: Usage) -> list[Share]:
         DECODE: effort.decode_cpu_s / max(fleet.cpus, 1.0),
         ENCODE: encode_s / fleet.encoders_at_once,
         STORAGE: max(effort.read_s / fleet.num_decoders, effort.write_s / fleet.num_encoders),
-        COMMIT: usage.commit_s / fleet.num_commits,
+        # In tasks of their own, or where the shards were encoded.
+        COMMIT: usage.commit_s / fleet.num_commits + effort.commit_s / fleet.num_encoders,
     }
     found = [
         Share(step, usage.num_rows / seconds, seconds / max(usage.elapsed_s, 1e-9))

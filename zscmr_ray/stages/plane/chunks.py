@@ -82,7 +82,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What some rows have cost so far (`effort.py`): CPU seconds, encoder's and storage's seconds by the clock, bytes."""
+    """What some rows have cost so far (`effort.py`): CPU seconds; seconds of encoder, storage, commits; bytes."""
 
     decode_cpu_s: float = 0.0
     encode_cpu_s: float = 0.0
@@ -91,11 +91,15 @@ class Effort:
     read_bytes: int = 0
     write_s: float = 0.0
     write_bytes: int = 0
+    commit_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """All that travels back to the driver: where the chunk's rows are and how many, or why there are none."""
+    """All that travels back to the driver: where the chunk's rows are and how many, or why there are none.
+
+    The last one of a shard that was committed where it was encoded has its `commit`, as JSON.
+    """
 
     part: str
     index: int
@@ -107,6 +111,7 @@ class ChunkResult:
     failure: Failure | None = None
     effort: Effort = field(default=Effort(), compare=False)
     tally: dict[str, int] = field(default_factory=dict)
+    commit: str = ""
 
 
 class Source(Protocol):

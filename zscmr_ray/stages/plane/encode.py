@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REJECTED = "rejected"
-NOT_BUILT = "not_built"
+# The code of a failure that ends the run and is no shard's: the driver raises the error that its reason holds.
+ENDS_RUN = "ends_run"
 _REJECTS = rejected_schema({}).remove_metadata()
 
 
@@ -63,7 +64,7 @@ class EncodeChunks:
     def result(self, header: dict[str, Any], table: pa.Table | None) -> ChunkResult:
         """Encode one chunk and stage its tables; no table is word of a failure, which passes."""
         if self._build_error is not None:
-            return _failed(header, Failure(NOT_BUILT, error_to_json(self._build_error)))
+            return _failed(header, Failure(ENDS_RUN, error_to_json(self._build_error)))
         if table is None:
             return _failed(header, Failure(**header["failure"]))
         try:

@@ -25,7 +25,7 @@ from zscmr_ray.stages.plane.chunks import (
 )
 from zscmr_ray.stages.plane.commit import Commit, CommitOutcomes, Commits, valid_commits
 from zscmr_ray.stages.plane.decode import STORAGE
-from zscmr_ray.stages.plane.encode import NOT_BUILT, error_from_json
+from zscmr_ray.stages.plane.encode import ENDS_RUN, error_from_json
 from zscmr_ray.stages.plane.estimates import Reporter, RowEstimate
 from zscmr_ray.stages.plane.forecast import Probe, estimate_run
 from zscmr_ray.stages.plane.ledger import Ledger, end_lines, end_note
@@ -73,8 +73,11 @@ class Executor(Protocol):
         """How much works at once on the job."""
         ...
 
-    def results(self, job: PlaneJob, tasks: list[list[Shard]], staging: Store) -> Iterator[list[ChunkResult]]:
-        """Decode and encode every shard of the tasks, and yield what became of its chunks, a bundle as it is there."""
+    def results(self, job: PlaneJob, tasks: list[list[Shard]], to: Commits) -> Iterator[list[ChunkResult]]:
+        """Decode and encode every shard of the tasks, and yield what became of its chunks, a bundle as it is there.
+
+        A shard may be committed as well; its last result then has the commit.
+        """
         ...
 
     def begin_commits(self, to: Commits, work: list[tuple[Shard, list[ChunkResult]]]) -> None:
@@ -158,10 +161,10 @@ def _execute(
     arrived: dict[str, dict[int, ChunkResult]] = {}
     estimate = RowEstimate(list(shards.values()))
     with Progress(job.stage, total=estimate.total, unit="rows") as progress:
-        for bundle in executor.results(job, tasks, to.staging):
+        for bundle in executor.results(job, tasks, to):
             whole = []
             for result in bundle:
-                if result.failure is not None and result.failure.code == NOT_BUILT:
+                if result.failure is not None and result.failure.code == ENDS_RUN:
                     raise error_from_json(result.failure.reason)
                 if job.observe is not None:
                     job.observe(result)
@@ -203,8 +206,11 @@ class _Committer:
         work = []
         for shard, results in whole:
             failures = [result.failure for result in results if result.failure is not None]
+            commits = [result.commit for result in results if result.commit]
             if failures:
                 self._fail(shard.part, failures[0])
+            elif commits:
+                self._note(shard.part, Commit.model_validate_json(commits[0]))
             else:
                 work.append((shard, results))
         if not work:
@@ -227,8 +233,11 @@ class _Committer:
                 if isinstance(outcome, Failure):
                     self._fail(part, outcome)
                 else:
-                    self._num_storage_failures = 0
-                    self.outcome.commits[part] = outcome
+                    self._note(part, outcome)
+
+    def _note(self, part: str, commit: Commit) -> None:
+        self._num_storage_failures = 0
+        self.outcome.commits[part] = commit
 
     def _fail(self, part: str, failure: Failure) -> None:
         self.outcome.failures[part] = failure

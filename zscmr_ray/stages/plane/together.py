@@ -1,4 +1,4 @@
-"""Decode and encode in one process: an actor that takes shards and gives results; what it decodes never leaves it.
+"""Decode, encode and commit in one process: an actor that takes shards; what it decodes never leaves it.
 
 Between processes a decoded picture (150 KB) is copied into a chunk, an IPC stream and the object store, and two more
 processes wake for it: 1.3 of 6.3 CPU-ms a picture on two cores. The same steps on the same chunks, so the same bytes.
@@ -7,24 +7,39 @@ When it is used: `resources.works_together`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 
-from zscmr_ray.stages.plane.chunks import ChunkResult, EncoderBuilder, results_row
+from zscmr_ray.errors import RefusedError
+from zscmr_ray.stages.plane.chunks import (
+    ChunkResult,
+    EncoderBuilder,
+    Failure,
+    Shard,
+    results_row,
+    shards_of_task,
+)
+from zscmr_ray.stages.plane.commit import Commit, CommitOutcomes, Commits, try_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
-from zscmr_ray.stages.plane.encode import EncodeChunks
+from zscmr_ray.stages.plane.encode import ENDS_RUN, EncodeChunks, error_to_json
+from zscmr_ray.stages.plane.staging import end_attempt, note_attempt
 
 # Each row of results costs the driver some 8 ms of Ray Data's loop: 2% of two cores with a row for every 64 pictures, and
 # its Python 3.3% of a core with a row for 256, 1.2% for 512.
 _BUNDLES_PER_ROW = 8
+_COMMIT = "commit"
 
 
 class EmbedShards:
-    """Callable class for `map_batches` over task rows; the steps' own options."""
+    """Callable class for `map_batches` over task rows; the steps' own options. Without `commits` the driver has them made."""
 
-    def __init__(self, decode: DecodeShards, build: EncoderBuilder, *, threads: int) -> None:
-        self.decode = decode
+    def __init__(
+        self, decode: DecodeShards, build: EncoderBuilder, *, threads: int, commits: Commits | None = None
+    ) -> None:
+        self.decode, self.commits = decode, commits
         self.encode = EncodeChunks(build, decode.store, max_failures=decode.max_failures, threads=threads)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -32,11 +47,57 @@ class EmbedShards:
 
         How they are grouped depends on the task alone: Ray takes the n-th row of a repeated task for the n-th of the first.
         """
+        shards = {shard.part: shard for shard in shards_of_task(batch)}
+        begun: dict[str, list[ChunkResult]] = {}
         held: list[ChunkResult] = []
         for number, bundle in enumerate(self.decode.bundles(batch)):
-            held += [self.encode.result(chunk.header, chunk.table) for chunk in bundle]
+            whole = []
+            for chunk in bundle:
+                result = self.encode.result(chunk.header, chunk.table)
+                begun.setdefault(result.part, []).append(result)
+                held.append(result)
+                if result.last:
+                    whole.append((shards[result.part], begun.pop(result.part)))
+            if self.commits is not None:
+                held = self._committed(held, whole, self.commits)
             if number % _BUNDLES_PER_ROW == 0:
                 yield results_row(held)
                 held = []
         if held:
             yield results_row(held)
+
+    def _committed(
+        self, held: list[ChunkResult], whole: list[tuple[Shard, list[ChunkResult]]], commits: Commits
+    ) -> list[ChunkResult]:
+        """The results, with the commit of each shard that is whole in its last one, or with what prevented it."""
+        work = [one for one in whole if all(result.failure is None for result in one[1])]
+        if not work:
+            return held
+        began_s = time.perf_counter()
+        outcomes = dict(self._try_commits(work, commits))
+        commit_s = (time.perf_counter() - began_s) / len(work)
+        return [
+            _with_outcome(result, outcomes[result.part], commit_s)
+            if result.last and result.part in outcomes
+            else result
+            for result in held
+        ]
+
+    def _try_commits(self, work: list[tuple[Shard, list[ChunkResult]]], commits: Commits) -> CommitOutcomes:
+        # One note for all: which of them takes its worker with it is not known, and a repeated task has the same bundles.
+        attempt = note_attempt(commits.staging, work[0][0].part, what=_COMMIT)
+        if len(attempt.earlier) >= self.decode.max_failures:
+            reason = f"its worker crashed {self.decode.max_failures} times while committing it"
+            return [(shard.part, Failure("crashed", reason)) for shard, _ in work]
+        try:
+            outcomes = try_commits(commits, work)
+        except RefusedError as error:
+            return [(shard.part, Failure(ENDS_RUN, error_to_json(error))) for shard, _ in work]
+        end_attempt(commits.staging, attempt)
+        return outcomes
+
+
+def _with_outcome(result: ChunkResult, outcome: Commit | Failure, commit_s: float) -> ChunkResult:
+    if isinstance(outcome, Failure):
+        return replace(result, failure=outcome)
+    return replace(result, commit=outcome.model_dump_json(), effort=replace(result.effort, commit_s=commit_s))
