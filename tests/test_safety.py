@@ -72,7 +72,10 @@ def test_a_ray_of_one_command_is_not_measured_and_leaves_no_trace_in_the_environ
         started = {process.pid: process for process in psutil.Process().children(recursive=True)}
         raylet = next(process for process in started.values() if process.name() == "raylet")
         assert UNWATCHED_ENVIRONMENT.items() <= raylet.environ().items()
-        assert not any("log_monitor.py" in " ".join(process.cmdline()) for process in started.values())
+        commands = " ".join(word for process in started.values() for word in process.cmdline())
+        assert not any(
+            name in commands for name in ("log_monitor.py", "monitor.py", "dashboard/dashboard.py")
+        )
     assert not os.environ.keys() & UNWATCHED_ENVIRONMENT.keys() - before.keys()
 
 

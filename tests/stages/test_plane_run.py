@@ -107,7 +107,7 @@ def test_an_encoder_that_cannot_be_built_says_why(ray_local: None, tmp_path: Pat
 def test_ray_datas_loop_rests_in_proportion_and_its_setting_ends_with_the_run() -> None:
     from ray.data import DataContext
 
-    assert [on_ray.rest_s(running_s) for running_s in (0.0, 1.0, 10.0, 3600.0)] == [0.0, 0.02, 0.2, 0.3]
+    assert [on_ray.rest_s(running_s) for running_s in (0.0, 1.0, 10.0, 3600.0)] == [0.0, 0.02, 0.2, 0.5]
     context = DataContext.get_current()
     before = context.custom_execution_callback_classes
     with on_ray._data_context(rests=True):

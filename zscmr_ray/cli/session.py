@@ -81,8 +81,11 @@ def _unwatched() -> Iterator[None]:
             del os.environ[name]
     node = ray._private.worker._global_node
     if node is not None:
-        # It sends what workers print to a driver that asked for none: 1% of a core, and no setting.
+        # No setting leaves them out. The first sends what workers print to a driver that asked for none, the second is the
+        # server of the dashboard that there is not, the third scales a cluster of more machines: 1.4% of a core.
         node.kill_log_monitor()
+        node.kill_dashboard()
+        node.kill_monitor()
 
 
 @contextlib.contextmanager

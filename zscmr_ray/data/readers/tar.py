@@ -7,6 +7,7 @@ an archive must end with its end-of-archive block and nothing but zeros after it
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
@@ -113,7 +114,7 @@ class TarStream:
             return None
         position = self._position - BLOCK_BYTES
         expected = self._number(block[148:156], position)
-        found = sum(block) - sum(block[148:156]) + 8 * 0x20
+        found = _sum(block) - sum(block[148:156]) + 8 * 0x20
         if found != expected:
             self._damaged(position, f"checksum {found} where the header says {expected}")
         return block
@@ -153,7 +154,7 @@ class TarStream:
     def _number(self, field: bytes, position: int) -> int:
         if field[0] == 0x80:  # GNU base-256, for sizes of 8 GiB and more
             return int.from_bytes(field[1:], "big")
-        digits = field.split(b"\0")[0].strip(b" ")
+        digits = field.partition(b"\0")[0].strip(b" ")
         if digits.strip(b"01234567"):
             self._damaged(position, f"a number field {field!r}")
         return int(digits or b"0", 8)
@@ -179,7 +180,11 @@ class TarStream:
 
     def _take(self, num_bytes: int, where_it_ends: str) -> bytes:
         """Read exactly so many bytes: a raw or unzipping stream may give fewer at a time."""
-        pieces, missing = [], num_bytes
+        first = self._stream.read(min(num_bytes, 64 * _COPY_BYTES))
+        if len(first) == num_bytes:
+            self._position += num_bytes
+            return first
+        pieces, missing = [first], num_bytes - len(first)
         while missing > 0 and (piece := self._stream.read(min(missing, 64 * _COPY_BYTES))):
             pieces.append(piece)
             missing -= len(piece)
@@ -202,10 +207,16 @@ class TarStream:
         )
 
 
+def _sum(block: bytes) -> int:
+    """The sum of a block's 512 bytes; 256 of them are below Adler-32's modulus, and it adds in C: 1 us in the place of 5."""
+    low, high = zlib.adler32(block[:256]), zlib.adler32(block[256:])
+    return (low & 0xFFFF) + (high & 0xFFFF) - 2
+
+
 def _ustar_name(block: bytes) -> str:
-    name = block[:100].split(b"\0")[0]
+    name = block[:100].partition(b"\0")[0]
     # GNU tar ends its magic with blanks and uses the prefix field for other things.
-    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     return _text(prefix + b"/" + name if prefix else name)
 
 

