@@ -180,12 +180,11 @@ class TarStream:
 
     def _take(self, num_bytes: int, where_it_ends: str) -> bytes:
         """Read exactly so many bytes: a raw or unzipping stream may give fewer at a time."""
-        first = self._stream.read(min(num_bytes, 64 * _COPY_BYTES))
-        if len(first) == num_bytes:
-            self._position += num_bytes
-            return first
-        pieces, missing = [first], num_bytes - len(first)
+        pieces, missing = [], num_bytes
         while missing > 0 and (piece := self._stream.read(min(missing, 64 * _COPY_BYTES))):
+            if len(piece) == num_bytes:
+                self._position += num_bytes
+                return piece
             pieces.append(piece)
             missing -= len(piece)
         self._position += num_bytes - missing
