@@ -33,16 +33,9 @@ from zscmr_ray.stages.plane.chunks import (
     shards_of_task,
     task_row,
 )
-from zscmr_ray.stages.plane.commit import (
-    Commit,
-    Commits,
-    commit_key,
-    commit_part,
-    finish_stage,
-    try_commits,
-    valid_commits,
-)
+from zscmr_ray.stages.plane.commit import Commit, Commits, commit_key, commit_part, try_commits, valid_commits
 from zscmr_ray.stages.plane.encode import ENDS_RUN, encode_or_isolate, error_from_json
+from zscmr_ray.stages.plane.finish import finish_stage
 from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
 from zscmr_ray.stages.plane.staging import chunk_key, note_attempt, read_chunk, staging_store, write_chunk

@@ -10,11 +10,12 @@ import pytest
 from tests.stages.numbers import Build, Numbers, digests, make_shards, run_steps
 from zscmr_ray.errors import RefusedError
 from zscmr_ray.lease import Fence, take_lease
+from zscmr_ray.stages.plane import together as together_module
 from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, results_of, task_row
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part, valid_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import ENDS_RUN, error_from_json
-from zscmr_ray.stages.plane.staging import note_attempt, staging_store
+from zscmr_ray.stages.plane.staging import HeldChunks, note_attempt, staging_store
 from zscmr_ray.stages.plane.together import EmbedShards
 from zscmr_ray.storage import Store
 
@@ -43,8 +44,15 @@ def test_both_steps_in_one_process_give_what_they_give_apart(tmp_path: Path) -> 
     assert found == [result for shard in shards for result in run_steps(staging_store(apart, 0), shard)]
 
 
-def test_shards_are_committed_where_they_were_encoded(tmp_path: Path) -> None:
-    """Small ones in a bundle, and one that takes several: the bytes and the commits of each step by itself."""
+@pytest.mark.parametrize("room_bytes", [0, 300, 32 << 20])
+def test_shards_are_committed_where_they_were_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_bytes: int
+) -> None:
+    """Small ones in a bundle, and one that takes several: the bytes and the commits of each step by itself.
+
+    Whether chunks wait in files, in memory, or some here and some there.
+    """
+    monkeypatch.setattr(together_module, "_HELD_BYTES", room_bytes)
     apart, together = Store(tmp_path / "apart"), Store(tmp_path / "together")
     shards = make_shards(7, 1, 1, 27)
     results = [
@@ -59,6 +67,18 @@ def test_shards_are_committed_where_they_were_encoded(tmp_path: Path) -> None:
     assert said == valid_commits(together, shards)
     assert digests(together) == digests(apart)
     assert not staging_store(together, 0).list()
+
+
+def test_chunks_are_held_while_there_is_room(tmp_path: Path) -> None:
+    table = pa.table({"id": pa.array(range(100), pa.int64())})
+    held = HeldChunks(2 * table.nbytes)
+    assert held.put("a", index=0, tables={"": table}) and held.put("a", index=1, tables={"": table})
+    assert not held.put("b", index=0, tables={"": table})
+    assert held.put("a", index=1, tables={"": table}), "a chunk made again takes its own place"
+    assert held.get("a", index=1) == {"": table} and held.get("b", index=0) is None
+    held.drop("a")
+    assert held.get("a", index=0) is None
+    assert held.put("b", index=0, tables={"": table, "text": table})
 
 
 def test_a_shard_that_fails_is_not_committed_and_its_neighbours_are(tmp_path: Path) -> None:

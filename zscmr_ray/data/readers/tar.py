@@ -71,10 +71,10 @@ class TarStream:
         overrides: dict[str, str] = {}
         while True:
             self._skip_unread()
-            position = self._position
             block = self._header()
             if block is None:
                 return None
+            position = self._position - BLOCK_BYTES
             kind = block[156:157]
             self._enter(self._size(self._number(block[124:136], position), position))
             if kind in _UNSUPPORTED:
@@ -108,7 +108,8 @@ class TarStream:
 
     def _header(self) -> bytes | None:
         """The next header block, None at a proper end of the archive."""
-        block = self._take(BLOCK_BYTES, "without its end-of-archive block")
+        padding, self._padding = self._padding, 0
+        block = self._take(padding + BLOCK_BYTES, "without its end-of-archive block")[padding:]
         if block == _ZEROS:
             self._require_only_zeros()
             return None
@@ -169,7 +170,8 @@ class TarStream:
         self._padding = -size_bytes % BLOCK_BYTES
 
     def _skip_unread(self) -> None:
-        num_bytes, self._unread, self._padding = self._unread + self._padding, 0, 0
+        # The padding is read with the header after it.
+        num_bytes, self._unread = self._unread, 0
         # A seek past the end is not noticed here, but no end-of-archive block can follow it.
         if num_bytes > _COPY_BYTES and self._stream.seekable():
             self._stream.seek(num_bytes, 1)

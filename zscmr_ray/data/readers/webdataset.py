@@ -155,9 +155,9 @@ class _SampleReader:
 
     def _add(self, sample: _Sample, extension: str, member: TarMember, tar: TarStream) -> None:
         sample.members[extension] = None
-        if not self._wants(sample) or not self._is_read(extension):
-            return
         is_image = _is_image(extension) or extension == self._named_image
+        if not self._wants(sample) or not (self._with_images if is_image else self._is_text(extension)):
+            return
         max_bytes = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
         sample.num_bytes += member.size_bytes
         if member.problem:
@@ -167,9 +167,7 @@ class _SampleReader:
         else:
             sample.members[extension] = tar.read()
 
-    def _is_read(self, extension: str) -> bool:
-        if _is_image(extension) or extension == self._named_image:
-            return self._with_images
+    def _is_text(self, extension: str) -> bool:
         return extension in {"txt", "cls", "json"} or extension in self._named_extensions
 
     def _image_extension(self, sample: _Sample) -> str | None:
@@ -213,4 +211,4 @@ class _SampleReader:
 
 
 def _is_image(extension: str) -> bool:
-    return extension.rpartition(".")[2] in _IMAGE_EXTENSIONS
+    return extension in _IMAGE_EXTENSIONS or extension.rpartition(".")[2] in _IMAGE_EXTENSIONS

@@ -24,14 +24,8 @@ from zscmr_ray.stages import StageResult
 from zscmr_ray.stages.convert.layout import IMAGES, METADATA, TEXTS, file_key, write_vectors
 from zscmr_ray.stages.convert.rows import LinedUp, RowReader, line_up, vectors_of
 from zscmr_ray.stages.plane.chunks import Shard
-from zscmr_ray.stages.plane.commit import (
-    Commit,
-    clear_bookkeeping,
-    commit_key,
-    finish_stage,
-    shard_fingerprint,
-    valid_commits,
-)
+from zscmr_ray.stages.plane.commit import Commit, commit_key, shard_fingerprint, valid_commits
+from zscmr_ray.stages.plane.finish import clear_bookkeeping, finish_stage
 from zscmr_ray.stages.verified_parts import verified_part
 from zscmr_ray.storage import Store
 

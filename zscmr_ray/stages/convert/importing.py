@@ -18,7 +18,8 @@ from zscmr_ray.stages.convert.foreign import SourceFacts, read_source
 from zscmr_ray.stages.convert.layout import NumberedFiles, find_files
 from zscmr_ray.stages.convert.part_import import STAGE, PartImport, Shape
 from zscmr_ray.stages.plane.chunks import Shard
-from zscmr_ray.stages.plane.commit import clear_bookkeeping, finish_stage, valid_commits
+from zscmr_ray.stages.plane.commit import valid_commits
+from zscmr_ray.stages.plane.finish import clear_bookkeeping, finish_stage
 from zscmr_ray.storage import Store
 
 

@@ -12,21 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zscmr_ray.claim import Claim
 from zscmr_ray.errors import DataError, RefusedError
 from zscmr_ray.lease import Fence
-from zscmr_ray.manifest import TALLY, Manifest, PartRecord, ShardRecord, StageKey, hash_json
+from zscmr_ray.manifest import TALLY, PartRecord, ShardRecord, hash_json
 from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard
 from zscmr_ray.stages.plane.decode import failure_of
 from zscmr_ray.stages.plane.encode import REJECTED
 from zscmr_ray.stages.plane.parts import write_part
-from zscmr_ray.stages.plane.staging import STAGING, read_chunk, shard_prefix
+from zscmr_ray.stages.plane.staging import HeldChunks, read_chunk, shard_prefix
 from zscmr_ray.storage import Store
 
 COMMITS = "_commits"
@@ -70,7 +68,8 @@ class Commits:
     """Where a run commits, and by what right; travels to the tasks that commit.
 
     `staging` holds the chunks, `item_output` names the output that items are counted by, one a row or told apart by
-    `item_id`; "" is the directory itself. Without a `fence` nobody else can be at work there (tests, benchmarks).
+    `item_id`; "" is the directory itself. Without a `fence` nobody else can be at work there (tests, benchmarks). `held` are
+    chunks of this very process.
     """
 
     store: Store
@@ -78,6 +77,15 @@ class Commits:
     item_output: str = ""
     config_hash: str = ""
     fence: Fence | None = None
+    held: HeldChunks | None = None
+
+    def chunk(self, result: ChunkResult, *, is_checked: bool = False) -> dict[str, pa.Table]:
+        """The tables of a chunk, `is_checked` when they were found whole before; raises DataError when they are not."""
+        held = None if self.held is None else self.held.get(result.part, index=result.index)
+        if held is not None:
+            return held
+        sha256 = None if is_checked else result.sha256
+        return read_chunk(self.staging, result.part, index=result.index, sha256=sha256)
 
     def check(self) -> None:
         """Raise RefusedError when another driver has taken the directory over."""
@@ -115,7 +123,7 @@ def commit_part(to: Commits, shard: Shard, results: Sequence[ChunkResult]) -> Co
         files.append(write_part(store, f"{REJECTED}/{shard.part}", [rejects], check=to.check))
     for name in sorted(rows):
         key = f"{name}/{shard.part}" if name else shard.part
-        tables = iter([only[name]]) if only is not None else _tables(to.staging, ordered, name)
+        tables = iter([only[name]]) if only is not None else _tables(to, ordered, name)
         files.append(write_part(store, key, tables, check=to.check))
     codes = Counter(rejects["code"].to_pylist())
     commit = Commit(
@@ -193,50 +201,10 @@ def _is_of(commit: Commit, shard: Shard, config_hash: str) -> bool:
     return found == (shard.key, shard_fingerprint(shard), config_hash)
 
 
-def finish_stage(claim: Claim, commits: Iterable[Commit], *, info: dict[str, Any]) -> Manifest:
-    """Write the manifest over all commits, then delete the bookkeeping: a finished directory holds output only."""
-    manifest = stage_manifest(claim.key, commits, info=info)
-    claim.finish(manifest)
-    clear_bookkeeping(claim.store)
-    return manifest
-
-
-def stage_manifest(
-    key: StageKey,
-    commits: Iterable[Commit],
-    *,
-    info: dict[str, Any],
-    kept: Iterable[ShardRecord] = (),
-    kept_parts: Iterable[PartRecord] = (),
-) -> Manifest:
-    """The manifest over commits and what an update keeps: the same as if one run had done it all."""
-    commits = list(commits)
-    parts = [*kept_parts, *(file for commit in commits for file in commit.files)]
-    ordered = sorted([*kept, *(commit.record for commit in commits)], key=lambda shard: shard.part)
-    totals: Counter[str] = Counter()
-    for shard in ordered:
-        totals.update(shard.counts)
-        totals.update({f"rejected_{code}": count for code, count in shard.rejected.items()})
-    return Manifest(
-        key=key,
-        config_hash=key.config_hash,
-        counts={name: totals[name] for name in sorted(totals)} | {"shards": len(ordered)},
-        parts=sorted(parts, key=lambda record: record.name),
-        shards=ordered,
-        info=info,
-    )
-
-
-def clear_bookkeeping(store: Store) -> None:
-    """Delete what a finished stage no longer needs (also after a kill between manifest and deletion)."""
-    store.delete_tree(STAGING)
-    store.delete_tree(COMMITS)
-
-
-def _tables(store: Store, ordered: Sequence[ChunkResult], name: str) -> Iterator[pa.Table]:
+def _tables(to: Commits, ordered: Sequence[ChunkResult], name: str) -> Iterator[pa.Table]:
     # Each output reads the chunks again: one chunk in memory at a time, whatever the shard's size.
     for result in ordered:
-        yield read_chunk(store, result.part, index=result.index, sha256=None)[name]
+        yield to.chunk(result, is_checked=True)[name]
 
 
 def _check_chunks(
@@ -249,7 +217,7 @@ def _check_chunks(
     rows: Counter[str] = Counter()
     num_items, rejects, metadata = 0, [], None
     for result in ordered:
-        tables = read_chunk(to.staging, result.part, index=result.index, sha256=result.sha256)
+        tables = to.chunk(result)
         rejected = tables.pop(REJECTED)
         # Copied out of the chunk, which would otherwise stay in memory with them.
         copied = rejected.to_pylist()

@@ -33,11 +33,15 @@ STORAGE = "storage"
 
 
 class DecodeShards:
-    """Callable for `map_batches` over task rows; `chunk_rows` is how many rows a full chunk has."""
+    """Callable for `map_batches` over task rows; `chunk_rows` is how many rows a full chunk has.
+
+    `noted` are the parts whose attempt stands noted.
+    """
 
     def __init__(self, source: Source, store: Store, *, max_failures: int, chunk_rows: int) -> None:
         self.source, self.store = source, store
         self.max_failures, self.chunk_rows = max_failures, chunk_rows
+        self.noted: set[str] = set()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield the chunks of every shard of the task, a row for each bundle."""
@@ -57,9 +61,11 @@ class DecodeShards:
                 reason = f"its worker crashed {self.max_failures} times at work on it"
                 yield pack_failure(shard, index, Failure("crashed", reason))
                 return
+            self.noted.add(shard.part)
             for chunk, effort in timed_chunks(self.source.read(shard)):
                 yield pack_chunk(shard, index, chunk, effort)
                 index += 1
+            self.noted.discard(shard.part)
             end_attempt(self.store, attempt)
         except Exception as error:
             yield pack_failure(shard, index, failure_of(error))

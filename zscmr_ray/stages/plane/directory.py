@@ -16,14 +16,8 @@ from zscmr_ray.claim import UPDATE, Claim, Update, open_stage
 from zscmr_ray.errors import RefusedError
 from zscmr_ray.lease import take_lease
 from zscmr_ray.manifest import Manifest, StageKey
-from zscmr_ray.stages.plane.commit import (
-    COMMITS,
-    Commit,
-    clear_bookkeeping,
-    commit_key,
-    finish_stage,
-    stage_manifest,
-)
+from zscmr_ray.stages.plane.commit import COMMITS, Commit, commit_key
+from zscmr_ray.stages.plane.finish import clear_bookkeeping, finish_stage, stage_manifest
 from zscmr_ray.stages.plane.run import PlaneJob, run_plane
 from zscmr_ray.stages.plane.staging import STAGING
 from zscmr_ray.stages.plane.update import plan_update

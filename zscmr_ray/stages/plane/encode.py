@@ -30,7 +30,7 @@ from zscmr_ray.stages.plane.chunks import (
     results_row,
 )
 from zscmr_ray.stages.plane.decode import failure_of
-from zscmr_ray.stages.plane.staging import end_attempt, note_attempt, write_chunk
+from zscmr_ray.stages.plane.staging import HeldChunks, end_attempt, note_attempt, write_chunk
 from zscmr_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -43,10 +43,18 @@ _REJECTS = rejected_schema({}).remove_metadata()
 
 
 class EncodeChunks:
-    """Callable class for `map_batches` over bundles, one per call."""
+    """Callable class for `map_batches` over bundles, one per call; results are `held`, or staged where that has no room."""
 
-    def __init__(self, build: EncoderBuilder, store: Store, *, max_failures: int, threads: int) -> None:
-        self.store, self.max_failures = store, max_failures
+    def __init__(
+        self,
+        build: EncoderBuilder,
+        store: Store,
+        *,
+        max_failures: int,
+        threads: int,
+        held: HeldChunks | None = None,
+    ) -> None:
+        self.store, self.max_failures, self.held = store, max_failures, held
         self._encoder: Encoder | None = None
         self._build_error: ZscmrError | None = None
         set_torch_threads(threads)
@@ -61,31 +69,42 @@ class EncodeChunks:
         """Encode every chunk for itself, stage its tables, and say what they are."""
         return results_row([self.result(header, table) for header, table in read_bundle(batch)])
 
-    def result(self, header: dict[str, Any], table: pa.Table | None) -> ChunkResult:
-        """Encode one chunk and stage its tables; no table is word of a failure, which passes."""
+    def result(
+        self, header: dict[str, Any], table: pa.Table | None, *, is_noted: bool = False
+    ) -> ChunkResult:
+        """Encode one chunk and stage its tables; no table is word of a failure, which passes.
+
+        `is_noted`: a note of an attempt at the part stands already, by the process that would be lost.
+        """
         if self._build_error is not None:
             return _failed(header, Failure(ENDS_RUN, error_to_json(self._build_error)))
         if table is None:
             return _failed(header, Failure(**header["failure"]))
         try:
-            return self._encode(header, table)
+            return self._encode(header, table) if is_noted else self._note_and_encode(header, table)
         except Exception as error:
             return _failed(header, failure_of(error))
 
-    def _encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
-        part, index, what = header["part"], header["index"], f"encode-{header['index']:06d}"
-        attempt = note_attempt(self.store, part, what=what)
+    def _note_and_encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
+        index = header["index"]
+        attempt = note_attempt(self.store, header["part"], what=f"encode-{index:06d}")
         if len(attempt.earlier) >= self.max_failures:
             reason = f"its worker crashed {self.max_failures} times while encoding chunk {index}"
             return _failed(header, Failure("crashed", reason))
+        result = self._encode(header, table)
+        end_attempt(self.store, attempt)
+        return result
+
+    def _encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
+        part, index = header["part"], header["index"]
         assert self._encoder is not None
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         encoded = encode_or_isolate(self._encoder, table, shard_key=header["key"])
         encoded_s, encoded_cpu_s = time.perf_counter(), time.process_time()
         rejects = [RejectedRow(**reject) for reject in header["rejects"]] + list(encoded.rejects)
         tables = encoded.outputs | {REJECTED: rejects_table(rejects)}
-        sha256 = write_chunk(self.store, part, index=index, tables=tables)
-        end_attempt(self.store, attempt)
+        is_held = self.held is not None and self.held.put(part, index=index, tables=tables)
+        sha256 = "" if is_held else write_chunk(self.store, part, index=index, tables=tables)
         effort = replace(
             Effort(**header["effort"]),
             encode_cpu_s=encoded_cpu_s - began_cpu_s,

@@ -25,12 +25,13 @@ from zscmr_ray.stages.plane.chunks import (
 from zscmr_ray.stages.plane.commit import Commit, CommitOutcomes, Commits, try_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.encode import ENDS_RUN, EncodeChunks, error_to_json
-from zscmr_ray.stages.plane.staging import end_attempt, note_attempt
+from zscmr_ray.stages.plane.staging import HeldChunks, end_attempt, note_attempt
 
 # Each row of results costs the driver some 8 ms of Ray Data's loop: 2% of two cores with a row for every 64 pictures, and
 # its Python 3.3% of a core with a row for 256, 1.2% for 512.
 _BUNDLES_PER_ROW = 8
 _COMMIT = "commit"
+_HELD_BYTES = 32 << 20
 
 
 class EmbedShards:
@@ -39,8 +40,11 @@ class EmbedShards:
     def __init__(
         self, decode: DecodeShards, build: EncoderBuilder, *, threads: int, commits: Commits | None = None
     ) -> None:
-        self.decode, self.commits = decode, commits
-        self.encode = EncodeChunks(build, decode.store, max_failures=decode.max_failures, threads=threads)
+        self.held = None if commits is None else HeldChunks(_HELD_BYTES)
+        self.decode, self.commits = decode, None if commits is None else replace(commits, held=self.held)
+        self.encode = EncodeChunks(
+            build, decode.store, max_failures=decode.max_failures, threads=threads, held=self.held
+        )
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield a row of results for the first bundle of chunks, and then for each few, when their tables are staged.
@@ -53,7 +57,8 @@ class EmbedShards:
         for number, bundle in enumerate(self.decode.bundles(batch)):
             whole = []
             for chunk in bundle:
-                result = self.encode.result(chunk.header, chunk.table)
+                is_noted = chunk.header["part"] in self.decode.noted
+                result = self.encode.result(chunk.header, chunk.table, is_noted=is_noted)
                 begun.setdefault(result.part, []).append(result)
                 held.append(result)
                 if result.last:
@@ -71,10 +76,13 @@ class EmbedShards:
     ) -> list[ChunkResult]:
         """The results, with the commit of each shard that is whole in its last one, or with what prevented it."""
         work = [one for one in whole if all(result.failure is None for result in one[1])]
+        began_s = time.perf_counter()
+        outcomes = dict(self._try_commits(work, commits) if work else [])
+        for shard, _ in whole:
+            if self.held is not None:
+                self.held.drop(shard.part)
         if not work:
             return held
-        began_s = time.perf_counter()
-        outcomes = dict(self._try_commits(work, commits))
         commit_s = (time.perf_counter() - began_s) / len(work)
         return [
             _with_outcome(result, outcomes[result.part], commit_s)
