@@ -71,6 +71,7 @@ class _Ours:
     ended_s: float | None = None
     num_measured: int = 0
     stopped: list[tuple[float, float]] = field(default_factory=list)
+    tree: list[int] = field(default_factory=list)
 
     def look(self) -> None:
         """Take what has arrived."""
@@ -123,9 +124,11 @@ def rates_in_turns(
 def _one_round(ours: _Ours, loops: list[_Bare]) -> None:
     """A turn for each loop while our stage is stopped, then one for it, or until it ends."""
     assert ours.process.pid is not None
-    tree = _tree(ours.process.pid)
     stopped_s = time.monotonic()
-    _signal(tree, signal.SIGSTOP)
+    _signal(ours.tree, signal.SIGSTOP)
+    # Found now, and not in our turn: it takes 5 ms. What was begun since the last turn goes on for so long.
+    ours.tree = _tree(ours.process.pid)
+    _signal(ours.tree, signal.SIGSTOP)
     for loop in loops:
         pids = [process.pid for process in loop.processes if process.pid is not None]
         before, started_s = loop.done, time.monotonic()
@@ -135,7 +138,7 @@ def _one_round(ours: _Ours, loops: list[_Bare]) -> None:
         loop.seconds += time.monotonic() - started_s
         loop.rows += loop.done - before
         assert all(process.is_alive() for process in loop.processes), "a bare loop ran out of work"
-    _signal(tree, signal.SIGCONT)
+    _signal(ours.tree, signal.SIGCONT)
     ours.stopped.append((stopped_s, time.monotonic()))
     ends_s = time.monotonic() + TURN_S
     while time.monotonic() < ends_s and ours.ended_s is None and ours.process.is_alive():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -115,3 +116,32 @@ def test_ray_datas_loop_rests_in_proportion_and_its_setting_ends_with_the_run() 
     with on_ray._data_context(rests=False):
         assert context.custom_execution_callback_classes == before
     assert context.custom_execution_callback_classes == before
+
+
+def test_the_loop_rests_while_there_is_work_and_says_when_there_is_something_to_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    clock = iter((0.0, *[10.0] * 9))
+    monkeypatch.setattr(on_ray, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=slept.append))
+    queue: list[str] = []
+    rests = on_ray._Rests()
+    rests.before_execution_starts(None)
+
+    def turn(num_tasks: int, *, is_complete: bool = False) -> bool:
+        """Whether a turn that leaves so many tasks under way says that there is something."""
+        on_ray._Rests._news.clear()
+        operator = SimpleNamespace(num_active_tasks=lambda: num_tasks, has_completed=lambda: is_complete)
+        rests.on_execution_step(SimpleNamespace(_output_node=(operator, SimpleNamespace(output_queue=queue))))
+        return on_ray._Rests._news.is_set()
+
+    assert [turn(1), turn(4), turn(4)] == [False] * 3 and len(slept) == 3
+    queue.append("a block")
+    assert turn(4) and slept == [0.2] * 4
+    on_ray._Rests.wait_for_news()
+    assert turn(3), "it is there until it is taken"
+    queue.clear()
+    assert not turn(0)
+    assert turn(0, is_complete=True)
+    on_ray._Rests.wait_for_news()
+    assert len(slept) == 4, "no rest when the end is near"

@@ -154,7 +154,8 @@ def cluster_nodes() -> list[NodeResources]:
 class _Rests(ExecutionCallback):
     """Lets Ray Data's loop rest between its turns, and says what they left; made by Ray Data, one for each run.
 
-    What they left is the class's, as Ray Data tells nobody which one it made: one run at a time is under way.
+    No rest once fewer tasks are under way than before: the end is near, and somebody waits for it. What the turns left is the
+    class's, as Ray Data tells nobody which one it made: one run at a time is under way.
     """
 
     _news: ClassVar[threading.Event] = threading.Event()
@@ -162,7 +163,7 @@ class _Rests(ExecutionCallback):
     _is_complete: ClassVar[bool] = False
 
     def before_execution_starts(self, executor: Any) -> None:
-        self._began_s = time.monotonic()
+        self._began_s, self._most_tasks = time.monotonic(), 0
         _Rests._queue, _Rests._is_complete = (), False
 
     def on_execution_step(self, executor: Any) -> None:
@@ -170,7 +171,10 @@ class _Rests(ExecutionCallback):
         _Rests._queue, _Rests._is_complete = output.output_queue, operator.has_completed()
         if self._has_news():
             self._news.set()
-        time.sleep(rest_s(time.monotonic() - self._began_s))
+        num_tasks = operator.num_active_tasks()
+        self._most_tasks = max(self._most_tasks, num_tasks)
+        if num_tasks == self._most_tasks:
+            time.sleep(rest_s(time.monotonic() - self._began_s))
 
     @classmethod
     def wait_for_news(cls) -> None:
