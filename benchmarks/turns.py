@@ -126,7 +126,7 @@ def _one_round(ours: _Ours, loops: list[_Bare]) -> None:
     assert ours.process.pid is not None
     stopped_s = time.monotonic()
     _signal(ours.tree, signal.SIGSTOP)
-    # Found now, and not in our turn: it takes 5 ms. What was begun since the last turn goes on for so long.
+    # Found now, and not in our turn: it takes 2 ms. What was begun since the last turn goes on for so long.
     ours.tree = _tree(ours.process.pid)
     _signal(ours.tree, signal.SIGSTOP)
     for loop in loops:

@@ -83,9 +83,9 @@ def _unwatched() -> Iterator[None]:
     if node is not None:
         # No setting leaves them out. The first sends what workers print to a driver that asked for none, the second is the
         # server of the dashboard that there is not, the third scales a cluster of more machines: 1.4% of a core.
-        node.kill_log_monitor()
-        node.kill_dashboard()
-        node.kill_monitor()
+        node.kill_log_monitor(check_alive=False)
+        node.kill_dashboard(check_alive=False)
+        node.kill_monitor(check_alive=False)
 
 
 @contextlib.contextmanager
