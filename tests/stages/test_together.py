@@ -69,7 +69,7 @@ def test_shards_are_committed_where_they_were_encoded(
     assert not staging_store(together, 0).list()
 
 
-def test_chunks_are_held_while_there_is_room(tmp_path: Path) -> None:
+def test_chunks_are_held_while_there_is_room() -> None:
     table = pa.table({"id": pa.array(range(100), pa.int64())})
     held = HeldChunks(2 * table.nbytes)
     assert held.put("a", index=0, tables={"": table}) and held.put("a", index=1, tables={"": table})

@@ -57,9 +57,8 @@ class DecodeShards:
         index = 0
         try:
             attempt = note_attempt(self.store, shard.part, what=_DECODE)
-            if len(attempt.earlier) >= self.max_failures:
-                reason = f"its worker crashed {self.max_failures} times at work on it"
-                yield pack_failure(shard, index, Failure("crashed", reason))
+            if refusal := attempt.refusal(self.max_failures, doing="at work on it"):
+                yield pack_failure(shard, index, refusal)
                 return
             self.noted.add(shard.part)
             for chunk, effort in timed_chunks(self.source.read(shard)):

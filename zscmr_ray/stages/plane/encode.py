@@ -88,9 +88,8 @@ class EncodeChunks:
     def _note_and_encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
         index = header["index"]
         attempt = note_attempt(self.store, header["part"], what=f"encode-{index:06d}")
-        if len(attempt.earlier) >= self.max_failures:
-            reason = f"its worker crashed {self.max_failures} times while encoding chunk {index}"
-            return _failed(header, Failure("crashed", reason))
+        if refusal := attempt.refusal(self.max_failures, doing=f"while encoding chunk {index}"):
+            return _failed(header, refusal)
         result = self._encode(header, table)
         end_attempt(self.store, attempt)
         return result

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from zscmr_ray.errors import DataError
-from zscmr_ray.stages.plane.chunks import ipc_to_table, table_to_ipc
+from zscmr_ray.stages.plane.chunks import Failure, ipc_to_table, table_to_ipc
 from zscmr_ray.storage import Store
 
 STAGING = "_staging"
@@ -117,6 +117,12 @@ class Attempt:
 
     note: str
     earlier: tuple[str, ...]
+
+    def refusal(self, max_failures: int, *, doing: str) -> Failure | None:
+        """Why the work is not begun again: it took its worker with it so many times. None where it may be."""
+        if len(self.earlier) < max_failures:
+            return None
+        return Failure("crashed", f"its worker crashed {max_failures} times {doing}")
 
 
 def note_attempt(store: Store, part: str, *, what: str) -> Attempt:

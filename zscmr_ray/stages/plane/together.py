@@ -53,26 +53,26 @@ class EmbedShards:
         """
         shards = {shard.part: shard for shard in shards_of_task(batch)}
         begun: dict[str, list[ChunkResult]] = {}
-        held: list[ChunkResult] = []
+        unsent: list[ChunkResult] = []
         for number, bundle in enumerate(self.decode.bundles(batch)):
             whole = []
             for chunk in bundle:
                 is_noted = chunk.header["part"] in self.decode.noted
                 result = self.encode.result(chunk.header, chunk.table, is_noted=is_noted)
                 begun.setdefault(result.part, []).append(result)
-                held.append(result)
+                unsent.append(result)
                 if result.last:
                     whole.append((shards[result.part], begun.pop(result.part)))
             if self.commits is not None:
-                held = self._committed(held, whole, self.commits)
+                unsent = self._committed(unsent, whole, self.commits)
             if number % _BUNDLES_PER_ROW == 0:
-                yield results_row(held)
-                held = []
-        if held:
-            yield results_row(held)
+                yield results_row(unsent)
+                unsent = []
+        if unsent:
+            yield results_row(unsent)
 
     def _committed(
-        self, held: list[ChunkResult], whole: list[tuple[Shard, list[ChunkResult]]], commits: Commits
+        self, unsent: list[ChunkResult], whole: list[tuple[Shard, list[ChunkResult]]], commits: Commits
     ) -> list[ChunkResult]:
         """The results, with the commit of each shard that is whole in its last one, or with what prevented it."""
         work = [one for one in whole if all(result.failure is None for result in one[1])]
@@ -82,21 +82,20 @@ class EmbedShards:
             if self.held is not None:
                 self.held.drop(shard.part)
         if not work:
-            return held
+            return unsent
         commit_s = (time.perf_counter() - began_s) / len(work)
         return [
             _with_outcome(result, outcomes[result.part], commit_s)
             if result.last and result.part in outcomes
             else result
-            for result in held
+            for result in unsent
         ]
 
     def _try_commits(self, work: list[tuple[Shard, list[ChunkResult]]], commits: Commits) -> CommitOutcomes:
         # One note for all: which of them takes its worker with it is not known, and a repeated task has the same bundles.
         attempt = note_attempt(commits.staging, work[0][0].part, what=_COMMIT)
-        if len(attempt.earlier) >= self.decode.max_failures:
-            reason = f"its worker crashed {self.decode.max_failures} times while committing it"
-            return [(shard.part, Failure("crashed", reason)) for shard, _ in work]
+        if refusal := attempt.refusal(self.decode.max_failures, doing="while committing it"):
+            return [(shard.part, refusal) for shard, _ in work]
         try:
             outcomes = try_commits(commits, work)
         except RefusedError as error:
