@@ -34,7 +34,7 @@ from zscmr_ray.stages.plane.chunks import (
     task_row,
 )
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_key, commit_part, try_commits, valid_commits
-from zscmr_ray.stages.plane.encode import ENDS_RUN, encode_or_isolate, error_from_json
+from zscmr_ray.stages.plane.encode import encode_or_isolate, raise_what_ends_run
 from zscmr_ray.stages.plane.finish import finish_stage
 from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
@@ -145,9 +145,9 @@ def test_an_encoder_that_always_raises_rejects_no_row(tmp_path: Path) -> None:
 
 def test_an_encoder_that_cannot_be_built_sends_its_error_along(tmp_path: Path) -> None:
     (result,) = run_steps(Store(tmp_path), make_shards(3)[0], build=Build(missing=True))
-    assert result.failure is not None and result.failure.code == ENDS_RUN
-    error = error_from_json(result.failure.reason)
-    assert (type(error), error.remedy) == (MissingPackageError, "pip install weights")
+    with pytest.raises(MissingPackageError) as caught:
+        raise_what_ends_run(result.failure)
+    assert caught.value.remedy == "pip install weights"
 
 
 def test_commit_refuses_missing_chunks_and_lost_rows(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from zscmr_ray.stages.plane import together as together_module
 from zscmr_ray.stages.plane.chunks import ChunkResult, Failure, Shard, results_of, task_row
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part, valid_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
-from zscmr_ray.stages.plane.encode import ENDS_RUN, error_from_json
+from zscmr_ray.stages.plane.encode import raise_what_ends_run
 from zscmr_ray.stages.plane.staging import HeldChunks, note_attempt, staging_store
 from zscmr_ray.stages.plane.together import EmbedShards
 from zscmr_ray.storage import Store
@@ -108,9 +108,9 @@ def test_a_lost_lease_ends_the_run(tmp_path: Path) -> None:
     with take_lease(store, "embed") as lease:
         passed_over = Fence(store, lease.note.epoch, "another's token")
         ((result,),) = run_together(store, [shard], commits=commits_of(store, passed_over))
-    assert result.failure is not None and result.failure.code == ENDS_RUN and not result.commit
-    error = error_from_json(result.failure.reason)
-    assert type(error) is RefusedError and "another driver has taken over" in error.message
+    assert not result.commit
+    with pytest.raises(RefusedError, match="another driver has taken over"):
+        raise_what_ends_run(result.failure)
     assert valid_commits(store, [shard]) == {}
 
 

@@ -13,13 +13,11 @@ goes to the run's store directly, so that it outlives driver, cluster and worker
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from zscmr_ray.engine.base import Engine
 from zscmr_ray.engine.collectives import broadcast_value, gather_values, rank, world_size
+from zscmr_ray.engine.scratch import scratch_folder
 from zscmr_ray.errors import ConfigError, DataError, RefusedError, StorageError, UnsavedStateError
 from zscmr_ray.storage import Store
 from zscmr_ray.storage.store import json_bytes
@@ -83,7 +82,7 @@ def save_state(
         _prune(store, step, keep)
         return {}
 
-    with _scratch() as folder:
+    with scratch_folder() as folder:
         # First: what it refuses leaves no half of a state behind.
         _save_engine(engine, folder)
         records = _together(step, begin, only_first=True)
@@ -125,7 +124,7 @@ def newest_state(
 def load_engine(store: Store, point: ResumePoint, engine: Engine) -> None:
     """Put an engine where the state left it. Every rank must call it."""
     state = store.child(f"{FOLDER}/{point.name}")
-    with _scratch() as folder:
+    with scratch_folder() as folder:
         for key in point.files:
             target = folder / key.removeprefix(_ENGINE_FILES)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,20 +136,6 @@ def load_engine(store: Store, point: ResumePoint, engine: Engine) -> None:
 def delete_states(store: Store) -> None:
     """Delete all resumable states: the training they belong to is complete."""
     store.delete_tree(FOLDER)
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A temporary folder until the end of the block.
-
-    Not tempfile's TemporaryDirectory, which empties itself when the process begins to end, under a thread that still writes,
-    as Ray Train's does: a stopped job once left a state that was complete but for the engine's files.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="zscmr-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _together(step: int, write: Callable[[], dict[str, str]], *, only_first: bool = False) -> dict[str, str]:

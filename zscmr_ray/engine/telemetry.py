@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from zscmr_ray.engine.scratch import scratch_folder
 from zscmr_ray.errors import StorageError
 from zscmr_ray.losses.fgcl import is_collapsed
 from zscmr_ray.storage import Store
@@ -45,7 +45,7 @@ class Telemetry:
         self._fgcl: list[float] = []
         self._collapse: list[float] = []
         self._warned_of_waiting = False
-        self._temporary = None if store.is_local else tempfile.TemporaryDirectory(prefix="zscmr-")
+        self._scratch = contextlib.ExitStack()
         self._writer: Any = None
 
     def __enter__(self) -> Telemetry:
@@ -54,7 +54,10 @@ class Telemetry:
             return self
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = Path(self._temporary.name if self._temporary else self.store.path(EVENTS))
+        is_local = self.store.is_local
+        self._folder = (
+            Path(self.store.path(EVENTS)) if is_local else self._scratch.enter_context(scratch_folder())
+        )
         self._writer = SummaryWriter(str(self._folder))
         return self
 
@@ -67,8 +70,7 @@ class Telemetry:
         with contextlib.suppress(*(() if error is None else (StorageError,))):
             self.flush()
         self._writer.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._scratch.close()
 
     def scalars(self, *, phase: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Log numbers of a step; names are paths (`loss/fgcl`, `validation/map`)."""
@@ -133,7 +135,7 @@ class Telemetry:
             return
         self.store.write_bytes(METRICS, "".join(line + "\n" for line in self.lines).encode())
         self._writer.flush()
-        if self._temporary is not None:
+        if not self.store.is_local:
             for path in sorted(self._folder.iterdir()):
                 self.store.put_file(f"{EVENTS}/{path.name}", path)
 

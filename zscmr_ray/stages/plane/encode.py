@@ -181,17 +181,19 @@ def shared_tensor(array: npt.NDArray[Any]) -> Tensor:
 
 
 def error_to_json(error: ZscmrError) -> str:
-    """Our own error as text, for `error_from_json` in another process."""
+    """Our own error as text, for `raise_what_ends_run` in another process."""
     texts = {name: getattr(error, name) for name in ("message", "got", "expected", "remedy")}
     texts = {name: None if value is None else str(value) for name, value in texts.items()}
     return json.dumps({"kind": type(error).__name__} | texts)
 
 
-def error_from_json(text: str) -> ZscmrError:
-    """Build the error again that `error_to_json` wrote down."""
-    values = json.loads(text)
+def raise_what_ends_run(failure: Failure | None) -> None:
+    """Raise the error, written down by `error_to_json`, of a failure that no other shard would escape; pass any other."""
+    if failure is None or failure.code != ENDS_RUN:
+        return
+    values = json.loads(failure.reason)
     kind: type[ZscmrError] = getattr(errors, values.pop("kind"), ZscmrError)
-    return kind(values.pop("message"), **values)
+    raise kind(values.pop("message"), **values)
 
 
 def _raises_alone(encoder: Encoder, row: pa.Table) -> str | None:

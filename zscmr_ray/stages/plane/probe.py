@@ -20,7 +20,7 @@ from zscmr_ray.stages.plane.chunks import ChunkResult, DecodedChunk, Shard, Sour
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_part
 from zscmr_ray.stages.plane.decode import DecodeShards
 from zscmr_ray.stages.plane.effort import total
-from zscmr_ray.stages.plane.encode import ENDS_RUN, EncodeChunks, error_from_json
+from zscmr_ray.stages.plane.encode import EncodeChunks, raise_what_ends_run
 from zscmr_ray.stages.plane.forecast import Probe
 from zscmr_ray.stages.plane.run import PlaneJob
 from zscmr_ray.stages.plane.staging import staging_store
@@ -135,8 +135,7 @@ def _run_steps(decode: DecodeShards, encode: EncodeChunks, shard: Shard) -> list
     rows = decode(pa.Table.from_pylist([task_row([shard])]))
     results = [result for row in rows for result in results_of(encode(row)["results"][0].as_py())]
     for result in results:
-        if result.failure is not None and result.failure.code == ENDS_RUN:
-            raise error_from_json(result.failure.reason)
+        raise_what_ends_run(result.failure)
     return results
 
 

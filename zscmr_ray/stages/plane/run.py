@@ -25,7 +25,7 @@ from zscmr_ray.stages.plane.chunks import (
 )
 from zscmr_ray.stages.plane.commit import Commit, CommitOutcomes, Commits, valid_commits
 from zscmr_ray.stages.plane.decode import STORAGE
-from zscmr_ray.stages.plane.encode import ENDS_RUN, error_from_json
+from zscmr_ray.stages.plane.encode import raise_what_ends_run
 from zscmr_ray.stages.plane.estimates import Reporter, RowEstimate
 from zscmr_ray.stages.plane.forecast import Probe, estimate_run
 from zscmr_ray.stages.plane.ledger import Ledger, end_lines, end_note
@@ -164,8 +164,7 @@ def _execute(
         for bundle in executor.results(job, tasks, to):
             whole = []
             for result in bundle:
-                if result.failure is not None and result.failure.code == ENDS_RUN:
-                    raise error_from_json(result.failure.reason)
+                raise_what_ends_run(result.failure)
                 if job.observe is not None:
                     job.observe(result)
                 chunks = arrived.setdefault(result.part, {})
