@@ -54,7 +54,10 @@ class OneRow:
 class Nothing:
     """A `plane.chunks.Encoder` that does nothing."""
 
-    def encode(self, table: pa.Table) -> EncodedChunk:
+    def bring(self, table: pa.Table) -> None:
+        """Nothing."""
+
+    def encode(self, table: pa.Table, brought: None = None) -> EncodedChunk:
         """The row's id."""
         return EncodedChunk({"": pa.table({"id": table["id"]}, schema=ROW)})
 

@@ -26,7 +26,8 @@ from PIL import Image
 from zscmr_ray.config import Config, DataSection
 from zscmr_ray.config.base import without_places
 from zscmr_ray.data.captions import clean_captions
-from zscmr_ray.data.decode import ImageRejected, crop_pixels, decode_image
+from zscmr_ray.data.decode import crop_pixels, decode_image
+from zscmr_ray.data.records import ImageRejected
 from zscmr_ray.engine.checkpoint import META, CheckpointMeta, save_checkpoint
 from zscmr_ray.engine.vector_model import (
     ModelFacts,

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.data.mutation_pictures import encoded, png, png_chunk, scene
 from tests.data.mutation_shard_bombs import MB, shard_bombs
-from zscmr_ray.data.decode import ImageRejected, decode_image
+from zscmr_ray.data.decode import decode_image
+from zscmr_ray.data.records import ImageRejected
 
 Case = tuple[str, Callable[[], str]]
 

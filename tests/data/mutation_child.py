@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tests.data.mutate import mutants
 from tests.data.mutation_pictures import pictures
-from zscmr_ray.data.decode import ImageRejected, decode_image
+from zscmr_ray.data.decode import decode_image
+from zscmr_ray.data.records import ImageRejected
 from zscmr_ray.machine import peak_rss_bytes
 from zscmr_ray.schema import RejectCode
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from zscmr_ray.data.decode import DecodedImage, ImageRejected, crop_box, decode_image
+from zscmr_ray.data.decode import DecodedImage, crop_box, decode_image
+from zscmr_ray.data.records import ImageRejected
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.schema import RejectCode
 

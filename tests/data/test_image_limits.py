@@ -10,8 +10,9 @@ from PIL import Image
 
 from tests.data.mutation_bombs import jpeg_of_scans, tiff
 from tests.data.mutation_pictures import encoded, pictures, scene
-from zscmr_ray.data.decode import FORMATS, ImageRejected, load_rgb
+from zscmr_ray.data.decode import FORMATS, load_rgb
 from zscmr_ray.data.image_limits import MAX_JPEG_SCANS, excess_of
+from zscmr_ray.data.records import ImageRejected
 from zscmr_ray.schema import RejectCode
 
 

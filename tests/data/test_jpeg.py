@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.data import test_decode
-from zscmr_ray.data.decode import decode_image
-from zscmr_ray.data.jpeg import decode_common_jpeg
+from zscmr_ray.data.decode import DecodedImage, decode_image
+from zscmr_ray.data.jpeg import Needed, decode_common_jpeg
+from zscmr_ray.data.records import ImageRejected
 
 RNG = np.random.default_rng(0)
 encode = partial(test_decode.encode, format_name="JPEG")
@@ -27,7 +28,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 def common(data: bytes, *, max_pixels: int = 1_000_000) -> npt.NDArray[np.uint8] | None:
     found = decode_common_jpeg(data, max_pixels=max_pixels)
-    return None if found is None else np.asarray(found)
+    return None if found is None else np.asarray(found[0])
 
 
 def by_pillow(data: bytes) -> npt.NDArray[np.uint8]:
@@ -100,3 +101,60 @@ def test_the_crop_and_the_thumbnail_are_those_of_the_same_picture_in_another_con
 
     assert decode_common_jpeg(data, max_pixels=1 << 20) is not None
     assert decoded(data) == decoded(lossless.getvalue())
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+def test_a_fraction_of_the_size_has_pillows_pixels(divisor: int, subsampling: str) -> None:
+    for width, height in ((500, 375), (509, 381)):
+        data = encode(picture(width, height), subsampling=subsampling)
+        needed = Needed(short_px=height // divisor)
+        found = decode_common_jpeg(data, max_pixels=1 << 20, needed=needed)
+        assert found is not None and found[1:] == (width, height, divisor)
+        drafted = Image.open(io.BytesIO(data))
+        drafted.draft(None, (width // divisor, height // divisor))
+        assert np.array_equal(np.asarray(found[0]), np.asarray(drafted.convert("RGB")))
+
+
+def crop(data: bytes, *, scaled: bool, thumbnail_px: int | None = None) -> DecodedImage:
+    return decode_image(
+        data, size_px=48, crop_fraction=0.875, interpolation="bicubic", max_pixels=1 << 20, thumbnail_px=thumbnail_px,
+        scaled_jpeg=scaled,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_scaled_crop_is_upright_and_shows_what_the_exact_one_shows(orientation: int) -> None:
+    """By Pillow, as there is EXIF; orientation 1 is compared with the same picture without."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = picture(500, 375)
+    data = encode(image, exif=exif)
+    exact, scaled = crop(data, scaled=False), crop(data, scaled=True)
+    assert (scaled.width_px, scaled.height_px) == (exact.width_px, exact.height_px)
+    assert (exact.width_px, exact.height_px) == ((375, 500) if orientation >= 5 else (500, 375))
+    difference = np.abs(exact.pixels_HW3.astype(int) - scaled.pixels_HW3)
+    assert 0 < difference.mean() < 3
+    if orientation == 1:
+        assert np.array_equal(scaled.pixels_HW3, crop(encode(image), scaled=True).pixels_HW3)
+
+
+def test_what_is_not_a_large_jpeg_is_exact_also_when_scaled() -> None:
+    lossless = io.BytesIO()
+    picture(500, 375).save(lossless, "PNG")
+    for data in (lossless.getvalue(), encode(picture(100, 75))):
+        assert np.array_equal(crop(data, scaled=True).pixels_HW3, crop(data, scaled=False).pixels_HW3)
+
+
+def test_a_scaled_picture_keeps_the_thumbnails_size_and_is_rejected_as_an_exact_one() -> None:
+    data = encode(picture(500, 375))
+    exact, scaled = (crop(data, scaled=scaled, thumbnail_px=200) for scaled in (False, True))
+    sizes = [Image.open(io.BytesIO(one.thumbnail_jpeg or b"")).size for one in (exact, scaled)]
+    assert all(150 <= max(size) <= 200 for size in sizes)
+    for bad in (data[: len(data) // 2], data[:300]):
+        codes = []
+        for is_scaled in (False, True):
+            with pytest.raises(ImageRejected) as caught:
+                crop(bad, scaled=is_scaled)
+            codes.append(caught.value.code)
+        assert codes[0] == codes[1]

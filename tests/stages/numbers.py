@@ -88,7 +88,10 @@ class Doubler:
     poison: str = ""
     crash: str = ""
 
-    def encode(self, table: pa.Table) -> EncodedChunk:
+    def bring(self, table: pa.Table) -> None:
+        pass
+
+    def encode(self, table: pa.Table, brought: None = None) -> EncodedChunk:
         ids = table["id"].to_pylist()
         if self.poison in ids or self.poison == "all":
             raise ValueError("poison")

@@ -100,6 +100,20 @@ def test_bad_shards_fail_by_name_and_the_rerun_does_only_them(
     assert commits[5].rejected == {"empty_image": 1, "encode_failed": 1}
 
 
+def test_an_encoder_called_from_two_threads_changes_no_byte(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside a GPU, which this machine may lack."""
+    assert [on_ray.calls_at_once(PlaneSection(encoder_gpus=gpus)) for gpus in (0.0, 0.5)] == [1, 2]
+    shards = make_shards(40, 8, 5)
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    run_plane(make_job(one, shards, num_encoders=1, steps="apart"))
+    monkeypatch.setattr(on_ray, "calls_at_once", lambda plane: 2)
+    run_plane(make_job(two, shards, num_encoders=1, steps="apart"))
+    assert len(digests(one)) == 6
+    assert digests(one) == digests(two)
+
+
 def test_an_encoder_that_cannot_be_built_says_why(ray_local: None, tmp_path: Path) -> None:
     with pytest.raises(MissingPackageError, match="pip install weights"):
         run_plane(make_job(Store(tmp_path), make_shards(3), build_encoder=Build(missing=True)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from zscmr_ray.claim import open_stage
 from zscmr_ray.config import PlaneSection
 from zscmr_ray.errors import ConfigError, DataError, MissingPackageError
 from zscmr_ray.manifest import StageKey, read_manifest
+from zscmr_ray.schema import part_name
 from zscmr_ray.stages.plane.chunks import (
     ChunkResult,
     DecodedChunk,
+    EncodedChunk,
     Failure,
     RejectedRow,
     Shard,
@@ -34,7 +38,8 @@ from zscmr_ray.stages.plane.chunks import (
     task_row,
 )
 from zscmr_ray.stages.plane.commit import Commit, Commits, commit_key, commit_part, try_commits, valid_commits
-from zscmr_ray.stages.plane.encode import encode_or_isolate, raise_what_ends_run
+from zscmr_ray.stages.plane.decode import DecodeShards
+from zscmr_ray.stages.plane.encode import EncodeChunks, encode_or_isolate, raise_what_ends_run
 from zscmr_ray.stages.plane.finish import finish_stage
 from zscmr_ray.stages.plane.parts import write_part
 from zscmr_ray.stages.plane.resources import NodeResources, fit_width
@@ -141,6 +146,40 @@ def test_an_encoder_that_always_raises_rejects_no_row(tmp_path: Path) -> None:
         encode_or_isolate(Doubler(poison="all"), ROWS, shard_key="s.tar")
     results = run_steps(Store(tmp_path), make_shards(3)[0], build=Build(poison="all"))
     assert results[0].failure == Failure("error", "ValueError: poison")
+
+
+def test_one_chunk_is_encoded_at_a_time_and_the_next_ones_pixels_come_meanwhile(tmp_path: Path) -> None:
+    """Two threads, as beside a GPU: the first encodes until the second has brought what its chunk needs."""
+    at_work = threading.Semaphore(1)
+    second_came = threading.Event()
+
+    class Slow(Doubler):
+        def bring(self, table: pa.Table) -> str:
+            if table["id"][0].as_py() == "s1.tar#0":
+                assert began.wait(20)
+                second_came.set()
+            return "brought " + table["id"][0].as_py()
+
+        def encode(self, table: pa.Table, brought: str | None = None) -> EncodedChunk:
+            assert brought == "brought " + table["id"][0].as_py()
+            assert at_work.acquire(blocking=False), "two chunks are encoded at once"
+            began.set()
+            assert second_came.wait(20)
+            encoded = super().encode(table)
+            at_work.release()
+            return encoded
+
+    began = threading.Event()
+    staging = staging_store(Store(tmp_path), 0)
+    decode = DecodeShards(Numbers(), staging, max_failures=3, chunk_rows=3)
+    encode = EncodeChunks(Slow, staging, max_failures=3, threads=1)
+    bundles = [next(iter(decode(pa.Table.from_pylist([task_row([shard])])))) for shard in make_shards(3, 3)]
+    with ThreadPoolExecutor(2) as threads:
+        rows = list(threads.map(encode, bundles))
+    results = [result for row in rows for result in results_of(row["results"][0].as_py())]
+    assert [(result.part, result.failure) for result in results] == [
+        (part_name(key), None) for key in ("s0.tar", "s1.tar")
+    ]
 
 
 def test_an_encoder_that_cannot_be_built_sends_its_error_along(tmp_path: Path) -> None:

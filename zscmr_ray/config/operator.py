@@ -117,6 +117,11 @@ class DataSection(Section):
     max_pixels: int = setting(
         64_000_000, "output", "larger images are rejected before decoding, in pixels", ge=1
     )
+    scaled_jpeg: bool = setting(
+        False,
+        "output",
+        "decode a JPEG of twice the needed size and more at 1/2, 1/4 or 1/8: sooner, other pixels (docs/embed.md)",
+    )
     max_caption_chars: int = setting(4096, "output", "longer captions are cut here, in characters", ge=1)
     max_captions: int = setting(32, "output", "captions kept per item, the first ones", ge=1)
 
@@ -164,6 +169,12 @@ class PlaneSection(Section):
         None, "speed", "encoder actors; none = fitted to the cluster's CPUs or GPUs", ge=1
     )
     encoder_gpus: float = setting(0.0, "speed", "GPUs of one encoder actor; 0 = on CPU", ge=0)
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "output", "arithmetic of the backbones; bf16 where processor or GPU has it (docs/embed.md)"
+    )
+    compile: bool = setting(
+        False, "output", "backbones compiled by torch.compile when an encoder starts: a minute, for GPUs"
+    )
     decode_cpus: float = setting(0.5, "speed", "logical CPUs of one decode task", gt=0)
     steps: Literal["auto", "apart", "together"] = setting(
         "auto", "speed", "decode and encode in processes of their own, or in one; auto = by CPUs and shards"

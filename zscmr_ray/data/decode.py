@@ -1,7 +1,8 @@
 """Image bytes to pixels: one decode gives the model's crop and the thumbnail.
 
-Exact by design: no DCT-scaled decoding (PIL's draft mode shifts pixels). Pixel counts are checked from the header
-before anything is decompressed. Colour profiles are ignored; normalisation is the model's, on its device.
+Exact unless asked otherwise: decoding a JPEG at a fraction of its size shifts pixels (`scaled_jpeg`; docs/embed.md has by
+how much). Pixel counts are checked from the header before anything is decompressed. Colour profiles are ignored;
+normalisation is the model's, on its device.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from zscmr_ray.data.image_limits import MAX_SIDE_PX, TIFF_MAGIC, excess_of
-from zscmr_ray.data.jpeg import decode_common_jpeg
-from zscmr_ray.data.records import RowRejected
+from zscmr_ray.data.jpeg import WHOLE, Needed, decode_common_jpeg
+from zscmr_ray.data.records import ImageRejected
+from zscmr_ray.data.upright import is_on_its_side, upright_rgb
 from zscmr_ray.errors import ConfigError
 from zscmr_ray.schema import RejectCode
 
@@ -34,24 +36,21 @@ _INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
 }
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF", *TIFF_MAGIC)
-_ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # PIL's messages may quote the file, and a file may have a tag of a million values.
 _MAX_REASON_CHARS = 300
 # A small source JPEG is its own thumbnail unless metadata (a profile, a maker note) make it heavy.
 _MAX_REUSED_BYTES = 64 << 10
 
 
-class ImageRejected(RowRejected):
-    """These bytes give no picture: `code` says which way, `reason` what was seen."""
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """The upright 8-bit RGB picture, its full size and by what it was divided; whether the bytes were an upright RGB JPEG."""
+
+    image: Image.Image
+    width_px: int
+    height_px: int
+    divisor: int
+    is_upright_rgb_jpeg: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,7 @@ def decode_image(
     max_pixels: int,
     thumbnail_px: int | None,
     fit: Fit = "crop",
+    scaled_jpeg: bool = False,
 ) -> DecodedImage:
     """Decode, turn upright, resize the short side to size_px / crop_fraction and crop the centre.
 
@@ -80,19 +80,23 @@ def decode_image(
     `crop_fraction` in (0, 1]; `interpolation` is nearest, bilinear, bicubic, lanczos or box; an image of more than
     `max_pixels` is refused from its header; `thumbnail_px` is the longest side of the thumbnail, None for none.
     Palettes, CMYK, greys, 16-bit samples and alpha (on white) become 8-bit RGB; of an animation the first frame.
+    With `scaled_jpeg` a JPEG is decoded at 1/2, 1/4 or 1/8 where crop and thumbnail need no more: other pixels, sooner.
 
     Raises ImageRejected for bytes that are no usable image, ConfigError for an unknown interpolation.
     """
     # Before the decoding: an unknown name is the configuration's fault, whatever the bytes are.
     resampling = _resampling(interpolation)
-    image, is_upright_rgb_jpeg = load_rgb(data, max_pixels=max_pixels)
-    width, height = image.size
-    box = crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction, fit=fit)
-    crop = image.resize((size_px, size_px), resampling, box=box)
+    needed = Needed(round(size_px / crop_fraction), thumbnail_px or 0) if scaled_jpeg else WHOLE
+    loaded = load_rgb(data, max_pixels=max_pixels, needed=needed)
+    width, height, divisor = loaded.width_px, loaded.height_px, loaded.divisor
+    left, top, right, bottom = crop_box(width, height, size_px=size_px, crop_fraction=crop_fraction, fit=fit)
+    box = (left / divisor, top / divisor, right / divisor, bottom / divisor)
+    crop = loaded.image.resize((size_px, size_px), resampling, box=box)
     thumbnail = None
     if thumbnail_px is not None:
         is_small = max(width, height) <= thumbnail_px and len(data) <= _MAX_REUSED_BYTES
-        thumbnail = data if is_small and is_upright_rgb_jpeg else _thumbnail(image, thumbnail_px)
+        is_reused = is_small and loaded.is_upright_rgb_jpeg
+        thumbnail = data if is_reused else _thumbnail(loaded.image, thumbnail_px)
     return DecodedImage(np.asarray(crop), thumbnail, width, height)
 
 
@@ -105,7 +109,7 @@ def crop_pixels(
     """
     resampling = _resampling(interpolation)
     try:
-        upright = _upright_rgb(image)
+        upright = upright_rgb(image)
     except (ImageRejected, MemoryError):
         raise
     except Exception as error:
@@ -138,19 +142,16 @@ def crop_box(
     return (left * x, top * y, right, bottom)
 
 
-def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
-    """Return the upright 8-bit RGB image, and whether the bytes already were an upright RGB JPEG.
-
-    Raises ImageRejected.
-    """
+def load_rgb(data: bytes, *, max_pixels: int, needed: Needed = WHOLE) -> LoadedImage:
+    """Return the upright 8-bit RGB image, a JPEG no larger than needed. Raises ImageRejected."""
     if not data:
         raise ImageRejected(RejectCode.EMPTY_IMAGE, "zero bytes")
     excess = excess_of(data, max_pixels=max_pixels)
     if excess:
         raise ImageRejected(RejectCode.TOO_MANY_PIXELS, excess)
-    common = decode_common_jpeg(data, max_pixels=max_pixels)
+    common = decode_common_jpeg(data, max_pixels=max_pixels, needed=needed)
     if common is not None:
-        return common, True
+        return LoadedImage(*common, is_upright_rgb_jpeg=True)
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
@@ -161,24 +162,23 @@ def load_rgb(data: bytes, *, max_pixels: int) -> tuple[Image.Image, bool]:
         raise ImageRejected(
             RejectCode.TOO_MANY_PIXELS, f"{width} x {height}, at most {MAX_SIDE_PX} on a side"
         )
-    was_upright_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
+    is_jpeg = image.format == "JPEG"
+    was_upright_rgb_jpeg = is_jpeg and image.mode == "RGB"
+    divisor = needed.divisor(width, height) if is_jpeg else 1
+    if divisor > 1 and image.draft(None, (width // divisor, height // divisor)) is None:
+        divisor = 1
     # Hostile or broken bytes raise nearly anything inside the decoders, SyntaxError and struct.error included.
     try:
-        upright = _upright_rgb(image)
+        upright = upright_rgb(image)
     except (ImageRejected, MemoryError):
         raise
     except Exception as error:
         _reject_undecodable(data, error)
-    return upright, was_upright_rgb_jpeg and upright is image
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Load, convert to 8-bit RGB and turn upright; the image itself where it was so already."""
-    image.load()
-    orientation = _orientation(image)
-    rgb = _to_rgb(image)
-    turn = _TURNS.get(orientation)
-    return rgb if turn is None else rgb.transpose(turn)
+    if divisor == 1:
+        width, height = upright.size
+    elif is_on_its_side(image):
+        width, height = height, width
+    return LoadedImage(upright, width, height, divisor, was_upright_rgb_jpeg and upright is image)
 
 
 def _resampling(interpolation: str) -> Image.Resampling:
@@ -225,48 +225,6 @@ def _looks_like(data: bytes) -> str:
     if head.startswith(b"<"):
         return "XML or SVG text"
     return f"{len(data)} bytes beginning {data[:16]!r}"
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 when there is none; EXIF that cannot be parsed does not make a picture unusable."""
-    # Read after load(): PIL turns a TIFF itself while loading, and a PNG may carry its EXIF behind the pixels.
-    if "exif" not in image.info:
-        return 1
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
-        return _from_deep_grey(image)
-    if image.has_transparency_data:
-        layer = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(layer, mask=layer.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits or floats to 8 bits: the high byte, as PIL does for 16-bit colour; floats by their range."""
-    values_HW = np.asarray(image)
-    if image.mode == "F":
-        if not np.isfinite(values_HW).all():
-            raise ImageRejected(RejectCode.UNDECODABLE_IMAGE, "float samples that are not finite")
-        top = float(values_HW.max())
-        scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255 / 65535
-        grey_HW = np.clip(np.rint(values_HW * scale), 0, 255)
-    else:
-        if values_HW.min() < 0 or values_HW.max() > 65535:
-            raise ImageRejected(RejectCode.UNDECODABLE_IMAGE, "integer samples of more than 16 bits")
-        is_8_bit = image.mode == "I" and values_HW.max() <= 255
-        grey_HW = values_HW if is_8_bit else values_HW >> 8
-    return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
 
 
 def _thumbnail(image: Image.Image, longest_px: int) -> bytes:

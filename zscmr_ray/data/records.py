@@ -106,3 +106,7 @@ class RowRejected(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
+
+
+class ImageRejected(RowRejected):
+    """These bytes give no picture: `code` says which way, `reason` what was seen."""

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from zscmr_ray.config import ModelSection
-from zscmr_ray.data.decode import ImageRejected, decode_image
+from zscmr_ray.data.decode import decode_image
 from zscmr_ray.data.image_bytes import ImageBytes
 from zscmr_ray.data.pairs import COLUMNS, Keep, PairFeatures, Rows, load_pair_features
+from zscmr_ray.data.records import ImageRejected
 from zscmr_ray.errors import DataError
 from zscmr_ray.models.backbones import TextBackbone
 from zscmr_ray.models.backbones.trainable import TrainedImage

@@ -106,6 +106,7 @@ class _PooledText(TextBackbone):
     """The text tower: one projected vector a caption, no token states."""
 
     model: Any
+    networks = ("_pool",)
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class _PooledText(TextBackbone):
         for rows_n, length in self._groups(batch.lengths_B):
             mask_nL = torch.arange(length) < batch.lengths_B[rows_n, None]
             mask = None if bool(mask_nL.all()) else mask_nL.to(self.device)
-            with torch.inference_mode():
+            with torch.inference_mode(), self.arithmetic():
                 part_nD = self._pool(batch.ids_BL[rows_n, :length].to(self.device), mask)
             vectors_BD[rows_n.to(self.device)] = part_nD.float()
         return vectors_BD

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from zscmr_ray.data.captions import clean_captions
-from zscmr_ray.data.decode import ImageRejected, decode_image
+from zscmr_ray.data.decode import decode_image
+from zscmr_ray.data.records import ImageRejected
 from zscmr_ray.engine.vector_model import ModelPlace, load_model
 from zscmr_ray.errors import DataError
 from zscmr_ray.models.base import VectorBlock

@@ -1,9 +1,6 @@
-"""Frozen backbones: the contract every image or text encoder keeps. Not saved, never in train mode; to train: trainable.py.
+"""Frozen backbones: the contract every image or text encoder keeps. What both sides share: frozen.py; to train: trainable.py.
 
 Legend: B batch, H W pixels, R image regions (row-major grid), L text tokens, D channels, C teacher classes.
-
-A frozen network in train mode moves its BatchNorm statistics and makes a row's prior depend on its neighbours
-(SCIENCE 2, defect 7), so `train()` leaves a backbone in eval mode whoever calls it, and nothing here carries a gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +18,7 @@ from torch import Tensor, nn
 
 from zscmr_ray.data.decode import Fit
 from zscmr_ray.errors import ConfigError, MissingPackageError
+from zscmr_ray.models.backbones.frozen import FrozenBackbone
 
 Tokenise = Callable[[Sequence[str]], list[list[int]]]
 
@@ -66,42 +63,6 @@ class TextFeatures:
     lengths_B: Tensor
 
 
-class FrozenBackbone(nn.Module):
-    """What image and text backbones share: identity, the eval lock, and no gradient."""
-
-    id: str
-    weights_sha256: str
-    num_channels: int
-    trained_on: str
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: `mode` is what the owner asked for, and is not obeyed."""
-        del mode
-        return super().train(False)
-
-    def freeze(self) -> Self:
-        """Take the gradient off every parameter and go to eval mode; subclasses call it last in `__init__`."""
-        return self.requires_grad_(False).train(False)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        """Return the layers that can be trained one after the other, the last one last; none where there are none."""
-        return ()
-
-    def weights(self) -> Iterator[tuple[nn.Module, str]]:
-        """Yield (module, name) of every tensor that is a weight: here buffers, so that nothing of it is ever saved."""
-        for module in self.modules():
-            yield from ((module, name) for name in module._buffers)
-
-    def prepare_training(self) -> None:
-        """Bring weights that are kept in a faster form back to their own before they are trained."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        tensor = next(iter(self.buffers()), None)
-        return (tensor if tensor is not None else next(self.parameters())).device
-
-
 class ImageBackbone(FrozenBackbone):
     """A frozen image encoder: uint8 pixels to region vectors and teacher logits. Subclasses define `_encode`."""
 
@@ -109,7 +70,7 @@ class ImageBackbone(FrozenBackbone):
     native_grid: int
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    # Rows per pass on a CPU; None = the whole batch. Small passes stay in cache.
+    # Rows per pass on a CPU, twice as many in bf16; None = the whole batch. Small passes stay in cache.
     cpu_rows: int | None = None
 
     def forward(self, pixels_BHW3: Tensor, *, region_grid: int) -> ImageFeatures:
@@ -121,8 +82,8 @@ class ImageBackbone(FrozenBackbone):
         self._check(pixels_BHW3, region_grid)
         if len(pixels_BHW3) == 0:
             return self._empty(region_grid)
-        rows = self.cpu_rows if self.device.type == "cpu" and self.cpu_rows else len(pixels_BHW3)
-        with torch.inference_mode():
+        rows = self._pass_rows() or len(pixels_BHW3)
+        with torch.inference_mode(), self.arithmetic():
             parts = [self._encode_part(part, region_grid) for part in torch.split(pixels_BHW3, rows)]
         # Concatenated outside inference mode: these are ordinary tensors, which a training step may use as constants.
         regions_BRD = torch.cat([regions for regions, _ in parts])
@@ -136,6 +97,11 @@ class ImageBackbone(FrozenBackbone):
     def _encode(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode normalised images (channels-last memory) to a feature map [B, D, h, w] and logits [B, C] or None."""
         raise NotImplementedError
+
+    def _pass_rows(self) -> int | None:
+        if self.device.type != "cpu" or not self.cpu_rows:
+            return None
+        return self.cpu_rows * (2 if self.precision == "bf16" else 1)
 
     def _encode_part(self, pixels_BHW3: Tensor, region_grid: int) -> tuple[Tensor, Tensor | None]:
         map_BDhw, logits_BC = self._encode(self._normalise(pixels_BHW3))
@@ -205,7 +171,7 @@ class TextBackbone(FrozenBackbone):
         tokens_BLD = torch.zeros(*ids_BL.shape, self.num_channels, device=device)
         for rows_n, length in self._groups(batch.lengths_B):
             rows = rows_n.to(device)
-            with torch.inference_mode():
+            with torch.inference_mode(), self.arithmetic():
                 mask_nL = torch.arange(length, device=device) < lengths_B[rows, None]
                 whole = bool((batch.lengths_B[rows_n] == length).all())
                 part_nLD = self._encode(ids_BL[rows, :length], None if whole else mask_nL)

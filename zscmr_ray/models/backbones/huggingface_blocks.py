@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from zscmr_ray.models.backbones.base import FrozenBackbone
+from zscmr_ray.models.backbones.frozen import FrozenBackbone
 
 
 class HuggingFaceBlocks(FrozenBackbone):

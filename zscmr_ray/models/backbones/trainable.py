@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zscmr_ray.errors import ConfigError
-from zscmr_ray.models.backbones.base import FrozenBackbone, ImageBackbone, TextBackbone
+from zscmr_ray.models.backbones.base import ImageBackbone, TextBackbone
+from zscmr_ray.models.backbones.frozen import FrozenBackbone
 
 Blocks = int | Literal["all"]
 PASS_ROWS = 64  # rows of a pass where the backbone names none, and on a GPU

@@ -21,11 +21,12 @@ import torch
 from zscmr_ray.config import EmbedSection
 from zscmr_ray.data.pairs import PairFeatures, load_pair_features
 from zscmr_ray.engine.vector_model import ModelPlace, VectorModel, load_model
+from zscmr_ray.models.backbones.frozen import run_all_in
 from zscmr_ray.models.base import SideOutput
 from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.schema import RejectCode, image_embeddings_schema, text_embeddings_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
-from zscmr_ray.stages.plane.encode import shared_tensor
+from zscmr_ray.stages.plane.encode import on_device, shared_tensor
 from zscmr_ray.stages.shards.pixels import pixels_array
 
 IMAGE, TEXT = "image", "text"
@@ -57,6 +58,9 @@ class BuildVectorEncoder:
         device = "cuda" if self.section.encoder_gpus else "cpu"
         backbones = () if self.cached is not None else self.sides
         model, facts = load_model(self.place, device=device, backbones=backbones, expected=self.fingerprint)
+        run_all_in(
+            self.section.precision, model.image_backbone, model.text_backbone, compiled=self.section.compile
+        )
         regions = None if facts.region_grid is None else facts.region_grid**2
         return VectorEncoder(
             model,
@@ -98,7 +102,14 @@ class VectorEncoder:
         self.keeps_regions = region_shape is not None
         self.text_schema = text_embeddings_schema(dimension=dimension, metadata=provenance)
 
-    def encode(self, table: pa.Table) -> EncodedChunk:
+    def bring(self, table: pa.Table) -> torch.Tensor | None:
+        """The pixels of the rows where the model is; None where it has no use for pixels."""
+        image = self.model.image_backbone
+        if self.cached is not None or image is None or IMAGE not in self.sides:
+            return None
+        return on_device(pixels_array(table, size_px=image.spec.size_px), image.device)
+
+    def encode(self, table: pa.Table, brought: torch.Tensor | None = None) -> EncodedChunk:
         """Encode the sides; an item with a vector that is not finite is rejected on both of them."""
         if table.num_rows == 0:
             empty = {IMAGE: self.image_schema.empty_table(), TEXT: self.text_schema.empty_table()}
@@ -108,7 +119,7 @@ class VectorEncoder:
         good_N = np.ones(table.num_rows, bool)
         items_M = _caption_items(table)
         if IMAGE in self.sides:
-            vectors_ND, side = self._images(table, features)
+            vectors_ND, side = self._images(table, features, brought)
             outputs[IMAGE], good_N = self._image_rows(table, vectors_ND, side)
         if TEXT in self.sides:
             vectors_MD = self._texts(table, features)
@@ -131,12 +142,12 @@ class VectorEncoder:
         )
 
     def _images(
-        self, table: pa.Table, features: PairFeatures | None
+        self, table: pa.Table, features: PairFeatures | None, brought: torch.Tensor | None
     ) -> tuple[npt.NDArray[np.float16], SideOutput]:
         if features is None:
-            assert self.model.image_backbone is not None
-            pixels_BHW3 = pixels_array(table, size_px=self.model.image_backbone.spec.size_px)
-            vectors_BD, side = self.model.encode_images(shared_tensor(pixels_BHW3))
+            pixels_BHW3 = self.bring(table) if brought is None else brought
+            assert pixels_BHW3 is not None
+            vectors_BD, side = self.model.encode_images(pixels_BHW3)
         else:
             assert isinstance(self.model, DualEncoder)
             vectors_BD, side = self.model.embed_regions(shared_tensor(features.regions_NRD[:]))

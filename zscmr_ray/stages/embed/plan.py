@@ -113,6 +113,7 @@ def _from_pairs(config: Config, place: ModelPlace, facts: ModelFacts) -> EmbedPl
             section.chunk_rows,
             pixels=_pixels(facts) if image else None,
             max_pixels=int(pairs.key.config["data"]["max_pixels"]) if image else 0,
+            scaled_jpeg=bool(pairs.key.config["data"].get("scaled_jpeg")) if image else False,
         )
         said = "captions and kept images of the pairs are encoded anew (their features are another model's)"
     key = StageKey(

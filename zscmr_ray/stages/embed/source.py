@@ -37,6 +37,7 @@ class FeatureSource:
     chunk_rows: int
     pixels: PixelSpec | None = None
     max_pixels: int = 0
+    scaled_jpeg: bool = False
 
     def read(self, shard: Shard) -> Iterator[DecodedChunk]:
         """Yield the part's rows, `chunk_rows` at a time; raises DataError when the part is not as its manifest says."""
@@ -72,6 +73,7 @@ class FeatureSource:
                     fit=pixels.fit,
                     max_pixels=self.max_pixels,
                     thumbnail_px=None,
+                    scaled_jpeg=self.scaled_jpeg,
                 )
                 pixels_BHW3[row] = image.pixels_HW3
             except RowRejected as reason:

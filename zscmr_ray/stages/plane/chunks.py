@@ -125,8 +125,15 @@ class Source(Protocol):
 class Encoder(Protocol):
     """Turns one chunk into output tables; built once per actor, the same bytes for the same chunk always."""
 
-    def encode(self, table: pa.Table) -> EncodedChunk:
-        """Encode the rows; a chunk without rows gives tables without rows, with their schemas."""
+    def encode(self, table: pa.Table, brought: Any = None) -> EncodedChunk:
+        """Encode the rows; a chunk without rows gives tables without rows, with their schemas.
+
+        `brought` is what `bring` gave for the same rows, and only saves time.
+        """
+        ...
+
+    def bring(self, table: pa.Table) -> Any:
+        """Bring to a GPU what encoding the rows will need there, while it may be at work on others; None for nothing."""
         ...
 
 

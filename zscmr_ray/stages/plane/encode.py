@@ -1,12 +1,15 @@
 """The encode step: an actor that turns one bundle of chunks at a time into staged tables and a small row of results.
 
-The model is built once per actor with a fixed number of torch threads: results depend on it in the last bits.
+The model is built once per actor with a fixed number of torch threads: results depend on it in the last bits. Beside a GPU
+Ray calls an actor from two threads: one chunk is encoded at a time, and meanwhile the next one's pixels travel through
+pinned memory on a stream of their own, and the one before is written.
 Exceptions are handled as in `decode.py`; if single rows are the cause, they are rejected and the rest is kept.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -34,6 +37,7 @@ from zscmr_ray.stages.plane.staging import HeldChunks, end_attempt, note_attempt
 from zscmr_ray.storage import Store
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 REJECTED = "rejected"
@@ -57,6 +61,7 @@ class EncodeChunks:
         self.store, self.max_failures, self.held = store, max_failures, held
         self._encoder: Encoder | None = None
         self._build_error: ZscmrError | None = None
+        self._turn = threading.Lock()
         set_torch_threads(threads)
         try:
             self._encoder = build()
@@ -97,9 +102,11 @@ class EncodeChunks:
     def _encode(self, header: dict[str, Any], table: pa.Table) -> ChunkResult:
         part, index = header["part"], header["index"]
         assert self._encoder is not None
-        began_s, began_cpu_s = time.perf_counter(), time.process_time()
-        encoded = encode_or_isolate(self._encoder, table, shard_key=header["key"])
-        encoded_s, encoded_cpu_s = time.perf_counter(), time.process_time()
+        brought = self._encoder.bring(table)
+        with self._turn:
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
+            encoded = encode_or_isolate(self._encoder, table, brought, shard_key=header["key"])
+            encoded_s, encoded_cpu_s = time.perf_counter(), time.process_time()
         rejects = [RejectedRow(**reject) for reject in header["rejects"]] + list(encoded.rejects)
         tables = encoded.outputs | {REJECTED: rejects_table(rejects)}
         is_held = self.held is not None and self.held.put(part, index=index, tables=tables)
@@ -124,14 +131,16 @@ class EncodeChunks:
         )
 
 
-def encode_or_isolate(encoder: Encoder, table: pa.Table, *, shard_key: str) -> EncodedChunk:
+def encode_or_isolate(
+    encoder: Encoder, table: pa.Table, brought: Any = None, *, shard_key: str
+) -> EncodedChunk:
     """Encode a chunk; when that raises, reject the rows that also raise alone and encode the rest together.
 
     The outcome depends on the chunk only. Raises what the encoder raised when every row raises: then the encoder
     is at fault, not a row. The table needs the columns `id` and `source_offset`.
     """
     try:
-        return encoder.encode(table)
+        return encoder.encode(table, brought)
     except Exception as error:
         if table.num_rows == 0:
             raise
@@ -178,6 +187,23 @@ def shared_tensor(array: npt.NDArray[Any]) -> Tensor:
         # Said once of any read-only array. Models read their input and never write it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array of a chunk where the model is: as `shared_tensor` on a CPU, through pinned memory to a GPU.
+
+    Returns when it is there; kernels of other threads go on meanwhile, as the copy has a stream of its own.
+    """
+    import torch
+
+    tensor = shared_tensor(array)
+    if device.type != "cuda":
+        return tensor
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        copied = tensor.pin_memory().to(device, non_blocking=True)
+    stream.synchronize()
+    return copied
 
 
 def error_to_json(error: ZscmrError) -> str:

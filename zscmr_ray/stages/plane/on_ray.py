@@ -18,6 +18,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from zscmr_ray.config import PlaneSection
 from zscmr_ray.stages.plane.chunks import ChunkResult, Shard, results_of, split_tasks, task_row
 from zscmr_ray.stages.plane.commit import CommitOutcomes, Commits, try_commits
 from zscmr_ray.stages.plane.decode import DecodeShards
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 # Measured on two cores: an actor encodes as fast as a bare process (44 images per CPU-second); the plane's own cost is
 # the commits (zstd, about 1 ms a row), their worker's start, and 3-5% of the machine for Ray's standing processes.
 _CHUNKS_PER_ACTOR = 3
+# One encodes, the other brings pixels and writes (`encode.py`).
+_CALLS_BESIDE_GPU = 2
 # Shards' tasks at an actor that does both steps: the next one is there when one ends.
 _TASKS_PER_ACTOR = 2
 # Ray Data's loop turns ten times a second, 3 ms each: 3% of a core, and .7% at two turns. It rests for a part of the time
@@ -131,18 +134,32 @@ def _apart(job: PlaneJob, tasks: list[list[Shard]], decode: DecodeShards, width:
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=_actors(width.num_encoders, in_flight=_CHUNKS_PER_ACTOR),
+        compute=_actors(
+            width.num_encoders,
+            in_flight=_CHUNKS_PER_ACTOR,
+            calls=calls_at_once(job.plane),
+        ),
         num_cpus=width.encoder_cpus,
         num_gpus=job.plane.encoder_gpus,
     )
+
+
+def calls_at_once(plane: PlaneSection) -> int:
+    """Chunks that one encoder has in hand: two beside a GPU, of which one is encoded."""
+    return _CALLS_BESIDE_GPU if plane.encoder_gpus else 1
 
 
 def _tasks(tasks: list[list[Shard]]) -> Dataset:
     return ray.data.from_items([task_row(task) for task in tasks], override_num_blocks=len(tasks))
 
 
-def _actors(size: int, *, in_flight: int) -> ActorPoolStrategy:
-    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=in_flight)
+def _actors(size: int, *, in_flight: int, calls: int = 1) -> ActorPoolStrategy:
+    return ActorPoolStrategy(
+        size=size,
+        max_tasks_in_flight_per_actor=in_flight,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=calls > 1,
+    )
 
 
 def cluster_nodes() -> list[NodeResources]:

@@ -20,9 +20,10 @@ import torch
 
 from zscmr_ray.config import PreprocessSection
 from zscmr_ray.models.backbones import ImageBackbone, TextBackbone, load_image_backbone, load_text_backbone
+from zscmr_ray.models.backbones.frozen import run_all_in
 from zscmr_ray.schema import RejectCode, pairs_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
-from zscmr_ray.stages.plane.encode import shared_tensor
+from zscmr_ray.stages.plane.encode import on_device
 from zscmr_ray.stages.shards.pixels import pixels_array
 
 # Captions of one pass through the text backbone: 64 tokens x 384 channels in fp32 are 25 MB.
@@ -42,7 +43,10 @@ class BuildPairEncoder:
 
     def __call__(self) -> PairEncoder:
         """Load the backbones on the actor's device."""
-        return PairEncoder(*load_backbones(self.section, self.modality), self.section, self.provenance)
+        section = self.section
+        image, text = load_backbones(section, self.modality)
+        run_all_in(section.precision, image, text, compiled=section.compile)
+        return PairEncoder(image, text, section, self.provenance)
 
 
 def load_backbones(
@@ -123,13 +127,24 @@ class PairEncoder:
             metadata=provenance,
         )
 
-    def encode(self, table: pa.Table) -> EncodedChunk:
+    def bring(self, table: pa.Table) -> torch.Tensor | None:
+        """The pixels of the rows where the image backbone is; None without one."""
+        image = self.image
+        return (
+            None
+            if image is None
+            else on_device(pixels_array(table, size_px=image.spec.size_px), image.device)
+        )
+
+    def encode(self, table: pa.Table, brought: torch.Tensor | None = None) -> EncodedChunk:
         """Encode images and captions; rows whose features are not finite in f16 are rejected."""
         finite_B = np.ones(table.num_rows, bool)
         made: dict[str, pa.Array] = {"regions": pa.nulls(table.num_rows)}
         logits_BC = None
         if self.image is not None:
-            regions_BRD, logits_BC = self._images(self.image, table)
+            regions_BRD, logits_BC = self._images(
+                self.image, self.bring(table) if brought is None else brought
+            )
             finite_B &= np.isfinite(regions_BRD).all((1, 2))
             made["regions"] = _fixed_binary(regions_BRD)
         if logits_BC is not None:
@@ -147,9 +162,9 @@ class PairEncoder:
         return EncodedChunk({"": rows.filter(pa.array(finite_B))}, _not_finite(rows, finite_B), tally)
 
     def _images(
-        self, image: ImageBackbone, table: pa.Table
+        self, image: ImageBackbone, pixels_BHW3: torch.Tensor | None
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-        pixels_BHW3 = shared_tensor(pixels_array(table, size_px=image.spec.size_px))
+        assert pixels_BHW3 is not None
         features = image(pixels_BHW3, region_grid=self.grid)
         logits_BC = features.logits_BC if self.has_teacher else None
         return _half(features.regions_BRD), None if logits_BC is None else _half(logits_BC)

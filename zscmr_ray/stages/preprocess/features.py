@@ -146,7 +146,10 @@ class FeaturePairs:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
 
-    def encode(self, table: pa.Table) -> EncodedChunk:
+    def bring(self, table: pa.Table) -> None:
+        """Nothing: there is no model."""
+
+    def encode(self, table: pa.Table, brought: None = None) -> EncodedChunk:
         """Return the rows as pairs."""
         return EncodedChunk({"": table.cast(self.schema)})
 

@@ -211,6 +211,7 @@ class _Chunk:
             fit=pixels.fit,
             max_pixels=source.data.max_pixels,
             thumbnail_px=source.thumbnail_px,
+            scaled_jpeg=source.data.scaled_jpeg,
         )
         self._pixels_BHW3[len(self.rows)] = image.pixels_HW3
         kept = record.image if source.keep_images else None
