@@ -17,6 +17,7 @@ from tests.stages.corpus import jpeg
 from tests.tiny_duals import DIM, MAX_TOKENS, SIZE_PX, write_clip, write_siglip
 from zscmr_ray.data.decode import decode_image
 from zscmr_ray.errors import ConfigError
+from zscmr_ray.models.backbones.frozen import run_all_in
 from zscmr_ray.models.pretrained_dual import PretrainedDualEncoder, load_pretrained_dual
 
 CAPTIONS = [
@@ -173,3 +174,16 @@ def test_one_sided_models_and_missing_files_are_refused(folders: dict[str, Path]
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError, match="cannot load the dual encoder"):
         load_pretrained_dual(str(bare))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_gives_unit_vectors_near_to_fp32(folders: dict[str, Path], kind: str) -> None:
+    exact, near = (load_pretrained_dual(str(folders[kind])) for _ in range(2))
+    run_all_in("bf16", near.image_backbone, near.text_backbone, compiled=False)
+    size = exact.image_backbone.spec.size_px
+    pixels_BHW3 = torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8)
+    for encode, rows in (("encode_images", pixels_BHW3), ("encode_texts", CAPTIONS)):
+        a_BD, b_BD = (getattr(encoder, encode)(rows)[0] for encoder in (exact, near))
+        assert b_BD.dtype == torch.float32 and not torch.equal(a_BD, b_BD)
+        torch.testing.assert_close(b_BD.norm(dim=1), torch.ones(len(b_BD)))
+        assert (a_BD * b_BD).sum(1).min() > 0.98

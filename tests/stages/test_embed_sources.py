@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.stages.corpus import bad_samples, corpus_config, good_samples, write_tar
+from tests.stages.corpus import bad_samples, corpus_config, good_samples, jpeg, write_tar
 from tests.stages.inline_executor import inline_plane  # noqa: F401  a fixture
 from tests.stages.numbers import digests
 from tests.stages.small_run import write_checkpoint
@@ -87,6 +87,37 @@ def test_the_same_bytes_again_and_a_second_run_returns_at_once(root: Path, tmp_p
     run_embed(second)
     assert digests(stage_store(first, "embed")) == digests(stage_store(second, "embed"))
     assert run_embed(first).skipped
+
+
+def test_faster_options_change_vectors_a_little_and_are_refused_over_a_finished_run(tmp_path: Path) -> None:
+    samples = [
+        (f"{row}", {"jpg": jpeg(row, width=520, height=512), "txt": b"a caption of a picture"})
+        for row in range(6)
+    ]
+    write_tar(tmp_path / "shards" / "a.tar", samples)
+    write_checkpoint(corpus_config(tmp_path, "trained"), labelled=True)
+    large = {"max_pixels": 1_000_000}
+    exact = run_of(tmp_path, tmp_path, "run", data=large)
+    run_embed(exact)
+    store = stage_store(exact, "embed")
+    options: list[dict[str, dict[str, Any]]] = [
+        {"data": large, "embed": {"precision": "bf16"}},
+        {"data": large | {"scaled_jpeg": True}},
+    ]
+    for number, option in enumerate(options):
+        with pytest.raises(RefusedError):
+            run_embed(run_of(tmp_path, tmp_path, "run", **option))
+        faster = run_of(tmp_path, tmp_path, f"faster-{number}", **option)
+        run_embed(faster)
+        exact_ND, near_ND = (
+            np.array(pq.read_table(one.path(f"image/{part_name('a.tar')}"))["vector"].to_pylist(), np.float32)
+            for one in (store, stage_store(faster, "embed"))
+        )
+        assert near_ND.shape == exact_ND.shape == (6, exact_ND.shape[1]) and not np.array_equal(
+            near_ND, exact_ND
+        )
+        lengths_N = np.linalg.norm(near_ND, axis=1) * np.linalg.norm(exact_ND, axis=1)
+        assert ((near_ND * exact_ND).sum(1) / lengths_N).min() > 0.9
 
 
 def test_a_pretrained_dual_encoder_embeds_shards_without_any_training(

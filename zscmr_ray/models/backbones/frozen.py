@@ -28,12 +28,16 @@ class FrozenBackbone(nn.Module):
     networks: ClassVar[tuple[str, ...]] = ("_encode",)
 
     def run_in(self, precision: Precision, *, compiled: bool = False) -> Self:
-        """Choose the arithmetic of the network, and whether torch compiles it; answers are float32 either way.
+        """Choose the arithmetic of the network, for good, and whether torch compiles it; answers are float32 either way.
 
-        bf16 is autocast: products in bfloat16 with sums in float32, the weights as they are. Compiling takes a minute at the
-        first batch, and one graph serves any number of rows, so that a chunk's bytes do not depend on those before it.
+        bf16 is autocast: products of bfloat16 with sums in float32. Compiling takes a minute at the first batch, and one
+        graph serves any number of rows, so that a chunk's bytes do not depend on those before it.
         """
         self.precision = precision
+        if precision == "bf16":
+            # The same bits as by autocast alone, which would round them anew in each pass: 8 pictures took a fifth longer.
+            for module in filter(_multiplies, self.modules()):
+                module.to(torch.bfloat16)
         for name in self.networks if compiled else ():
             setattr(self, name, _compiled(getattr(self, name)))
         return self
@@ -77,6 +81,12 @@ def run_all_in(precision: Precision, *backbones: FrozenBackbone | None, compiled
     for backbone in backbones:
         if backbone is not None:
             backbone.run_in(precision, compiled=compiled)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether it is a linear layer or a convolution, torch's or one of ours: a matrix, and no table of rows."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() > 1 and not isinstance(module, nn.Embedding)
 
 
 def _compiled(network: Callable[..., Any]) -> Callable[..., Any]:
