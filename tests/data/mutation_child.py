@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.data.mutate import mutants
@@ -26,6 +27,7 @@ from zscmr_ray.schema import RejectCode
 SECONDS_A_CASE = 120
 MAX_GROWTH_MB = 300
 
+JPEG = b"\xff\xd8\xff"
 Case = tuple[str, Callable[[], str]]
 
 
@@ -34,25 +36,32 @@ def picture_cases(num: int, seed: int) -> Iterator[Case]:
     for name, specimen in pictures().items():
         every = mutants(specimen.data, num, seed=seed, places=specimen.places, repair=specimen.repair)
         for number, mutant in enumerate(every):
+            said = f"{number} {mutant.how} at {mutant.start}"
+            yield f"{name} {said}", partial(decode, mutant.data, size_px=32, thumbnail_px=32)
+            if specimen.data.startswith(JPEG):
+                # At half its size: a picture of 28 pixels has twice what 8 need.
+                yield f"{name}-scaled {said}", partial(decode, mutant.data, size_px=8, scaled_jpeg=True)
 
-            def check(data: bytes = mutant.data) -> str:
-                try:
-                    image = decode_image(
-                        data,
-                        size_px=32,
-                        crop_fraction=0.875,
-                        interpolation="bicubic",
-                        max_pixels=1_000_000,
-                        thumbnail_px=32,
-                    )
-                except ImageRejected as rejected:
-                    assert rejected.code in RejectCode and 0 < len(rejected.reason) <= 400
-                    rejected.reason.encode()
-                    return rejected.code.value
-                assert image.pixels_HW3.shape == (32, 32, 3) and image.width_px * image.height_px <= 1_000_000
-                return "decoded"
 
-            yield f"{name} {number} {mutant.how} at {mutant.start}", check
+def decode(data: bytes, *, size_px: int, thumbnail_px: int | None = None, scaled_jpeg: bool = False) -> str:
+    """`decoded` or the reject code; raises for a fault."""
+    try:
+        image = decode_image(
+            data,
+            size_px=size_px,
+            crop_fraction=0.875,
+            interpolation="bicubic",
+            max_pixels=1_000_000,
+            thumbnail_px=thumbnail_px,
+            scaled_jpeg=scaled_jpeg,
+        )
+    except ImageRejected as rejected:
+        assert rejected.code in RejectCode and 0 < len(rejected.reason) <= 400
+        rejected.reason.encode()
+        return rejected.code.value
+    assert image.pixels_HW3.shape == (size_px, size_px, 3)
+    assert image.width_px * image.height_px <= 1_000_000
+    return "decoded"
 
 
 def run(cases: Iterator[Case], journal: Path) -> dict[str, object]:
