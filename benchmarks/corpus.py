@@ -21,10 +21,17 @@ Arrivals = list[tuple[float, int]]
 def pictures() -> tuple[list[bytes], str]:
     """JPEGs of about 500 x 375: shared photographs, or drawn ones of a photograph's size in bytes."""
     if PHOTOS.exists():
-        with tarfile.open(PHOTOS) as tar:
-            members = [member for member in tar if member.name.lower().endswith((".jpg", ".jpeg"))]
-            return [data.read() for member in members if (data := tar.extractfile(member))], "photographs"
+        return [data for _, data in jpegs_of(PHOTOS)], "photographs"
     return list(drawn(120)), "drawn"
+
+
+def jpegs_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name without its ending, and bytes, of every JPEG in a tar."""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            name, _, ending = member.name.rpartition(".")
+            if ending.lower() in ("jpg", "jpeg") and (file := tar.extractfile(member)):
+                yield name, file.read()
 
 
 def drawn(count: int) -> Iterator[bytes]:

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import io
 import sys
-import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from contract import report
-from corpus import PHOTOS
+from corpus import PHOTOS, jpegs_of
 from PIL import Image
 
 from zscmr_ray.data.decode import decode_image
@@ -74,7 +73,7 @@ def main(pairs_uri: str, folder: str) -> None:
         for name in ("train", "test")
     )
     cca = CCA.fit(train.image_mean_NF[train.corpus.text_item_M], train.text_mean_MF)
-    bytes_of = dict(members(sorted(Path(folder).glob("test-*.tar"))))
+    bytes_of = {name: data for path in Path(folder).glob("test-*.tar") for name, data in jpegs_of(path)}
     ids = [features.ids[row] for row in np.flatnonzero(features.partition == "test")]
     pictures = [bytes_of[row_id.split("#", 1)[1]] for row_id in ids]
     enlarged = [enlarge(data) for data in pictures]
@@ -145,16 +144,6 @@ def main(pairs_uri: str, folder: str) -> None:
     )
 
 
-def members(tars: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name without its ending, and bytes, of every JPEG."""
-    for path in tars:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                name, _, ending = member.name.rpartition(".")
-                if ending.lower() in ("jpg", "jpeg") and (file := tar.extractfile(member)):
-                    yield name, file.read()
-
-
 def enlarge(data: bytes) -> bytes:
     """The same picture with a short side of ENLARGED_PX."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -204,7 +193,7 @@ def cosines(rows_ND: Vectors, exact_ND: Vectors) -> dict[str, float]:
 
 def large_photographs(backbone: ImageBackbone) -> dict[str, float]:
     """Cosines of the backbone for shared photographs that have the size by themselves."""
-    found = [data for _, data in members(sorted(PHOTOS.parent.glob("*.tar")))]
+    found = [data for path in sorted(PHOTOS.parent.glob("*.tar")) for _, data in jpegs_of(path)]
     large = [data for data in found if min(Image.open(io.BytesIO(data)).size) >= SCALED_FROM_PX]
     if not large:
         return {"rows": 0}

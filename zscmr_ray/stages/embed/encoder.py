@@ -26,8 +26,8 @@ from zscmr_ray.models.base import SideOutput
 from zscmr_ray.models.dual_encoder import DualEncoder
 from zscmr_ray.schema import RejectCode, image_embeddings_schema, text_embeddings_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
-from zscmr_ray.stages.plane.encode import on_device, shared_tensor
-from zscmr_ray.stages.shards.pixels import pixels_array
+from zscmr_ray.stages.plane.encode import shared_tensor
+from zscmr_ray.stages.shards.pixels import bring_pixels
 
 IMAGE, TEXT = "image", "text"
 _CAPTION_ROWS = 256
@@ -107,7 +107,7 @@ class VectorEncoder:
         image = self.model.image_backbone
         if self.cached is not None or image is None or IMAGE not in self.sides:
             return None
-        return on_device(pixels_array(table, size_px=image.spec.size_px), image.device)
+        return bring_pixels(table, image)
 
     def encode(self, table: pa.Table, brought: torch.Tensor | None = None) -> EncodedChunk:
         """Encode the sides; an item with a vector that is not finite is rejected on both of them."""
@@ -145,8 +145,8 @@ class VectorEncoder:
         self, table: pa.Table, features: PairFeatures | None, brought: torch.Tensor | None
     ) -> tuple[npt.NDArray[np.float16], SideOutput]:
         if features is None:
-            pixels_BHW3 = self.bring(table) if brought is None else brought
-            assert pixels_BHW3 is not None
+            assert self.model.image_backbone is not None
+            pixels_BHW3 = bring_pixels(table, self.model.image_backbone) if brought is None else brought
             vectors_BD, side = self.model.encode_images(pixels_BHW3)
         else:
             assert isinstance(self.model, DualEncoder)

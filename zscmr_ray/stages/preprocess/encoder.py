@@ -23,8 +23,7 @@ from zscmr_ray.models.backbones import ImageBackbone, TextBackbone, load_image_b
 from zscmr_ray.models.backbones.frozen import run_all_in
 from zscmr_ray.schema import RejectCode, pairs_schema
 from zscmr_ray.stages.plane.chunks import EncodedChunk, RejectedRow
-from zscmr_ray.stages.plane.encode import on_device
-from zscmr_ray.stages.shards.pixels import pixels_array
+from zscmr_ray.stages.shards.pixels import bring_pixels
 
 # Captions of one pass through the text backbone: 64 tokens x 384 channels in fp32 are 25 MB.
 _CAPTION_ROWS = 256
@@ -129,12 +128,7 @@ class PairEncoder:
 
     def bring(self, table: pa.Table) -> torch.Tensor | None:
         """The pixels of the rows where the image backbone is; None without one."""
-        image = self.image
-        return (
-            None
-            if image is None
-            else on_device(pixels_array(table, size_px=image.spec.size_px), image.device)
-        )
+        return None if self.image is None else bring_pixels(table, self.image)
 
     def encode(self, table: pa.Table, brought: torch.Tensor | None = None) -> EncodedChunk:
         """Encode images and captions; rows whose features are not finite in f16 are rejected."""
@@ -142,9 +136,8 @@ class PairEncoder:
         made: dict[str, pa.Array] = {"regions": pa.nulls(table.num_rows)}
         logits_BC = None
         if self.image is not None:
-            regions_BRD, logits_BC = self._images(
-                self.image, self.bring(table) if brought is None else brought
-            )
+            pixels_BHW3 = bring_pixels(table, self.image) if brought is None else brought
+            regions_BRD, logits_BC = self._images(self.image, pixels_BHW3)
             finite_B &= np.isfinite(regions_BRD).all((1, 2))
             made["regions"] = _fixed_binary(regions_BRD)
         if logits_BC is not None:
@@ -162,9 +155,8 @@ class PairEncoder:
         return EncodedChunk({"": rows.filter(pa.array(finite_B))}, _not_finite(rows, finite_B), tally)
 
     def _images(
-        self, image: ImageBackbone, pixels_BHW3: torch.Tensor | None
+        self, image: ImageBackbone, pixels_BHW3: torch.Tensor
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-        assert pixels_BHW3 is not None
         features = image(pixels_BHW3, region_grid=self.grid)
         logits_BC = features.logits_BC if self.has_teacher else None
         return _half(features.regions_BRD), None if logits_BC is None else _half(logits_BC)

@@ -5,9 +5,18 @@ A 224-pixel image has 150 KB: one needless copy of it costs 1-2% of what decodin
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from zscmr_ray.stages.plane.encode import on_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zscmr_ray.models.backbones import ImageBackbone
 
 PIXELS = "pixels"
 
@@ -27,3 +36,8 @@ def pixels_array(table: pa.Table, *, size_px: int) -> npt.NDArray[np.uint8]:
     data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
     start = column.offset * width
     return data[start : start + len(column) * width].reshape(-1, size_px, size_px, 3)
+
+
+def bring_pixels(table: pa.Table, backbone: ImageBackbone) -> Tensor:
+    """The images of a chunk where the backbone is, of the size it wants: uint8 [B, size, size, 3]."""
+    return on_device(pixels_array(table, size_px=backbone.spec.size_px), backbone.device)
